@@ -1,0 +1,258 @@
+"""Settings of a workspace: loaded from config.json, refused in plain words, understood under their usual aliases."""
+
+import ast
+import difflib
+import importlib.util
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from daemon.core.errors import BadConfig
+from daemon.core.paths import ENV_BASE_DIR
+
+ENV_PREFIX = "TRAINING_"
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(gt=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+# Usual names of other trainers and of older releases, and ours.
+ALIASES = {
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "cutoff_len": "max_length",
+    "sequence_len": "max_length",
+    "max_seq_length": "max_length",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "model_name_or_path": "base_model",
+    "excess_length_strategy": "excess_length",
+    "gradient_checkpointing": "activation_checkpointing",
+}
+
+# TrainingArguments that the daemon decides itself, each with the reason it gives.
+OWNED = {
+    "max_steps": "the number of updates follows from the rows, so that each is trained exactly as often as asked",
+    "output_dir": "checkpoints live in current_model/, where they are verified",
+    "resume_from_checkpoint": "the daemon resumes from the newest verified checkpoint by itself",
+    "save_strategy": "checkpoints are transactions of the daemon; see save_steps and save_min_seconds",
+    "save_only_model": "without the optimizer a training cannot be continued exactly",
+    "save_on_each_node": "checkpoints are transactions of the daemon",
+    "data_seed": "the order of the rows is derived from seed and the job",
+    "ignore_data_skip": "the order of the rows is one stream with an offset; nothing is skipped or repeated",
+    "dataloader_num_workers": "batches come from a memory-mapped cache in the training process",
+    "dataloader_drop_last": "dropping the last batch would leave rows untrained",
+    "load_best_model_at_end": "the gate decides which model is accepted",
+    "auto_find_batch_size": "it would train rows twice; out of memory is answered by the daemon",
+    "logging_nan_inf_filter": "it shows a NaN loss as 0.0",
+    "enable_jit_checkpoint": "its checkpoints do not continue exactly; SIGTERM saves at a step's end instead",
+}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lora(Strict):
+    """Low-rank adapters, as in peft's LoraConfig."""
+
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: str | list[str] = "all-linear"
+
+
+class Gate(Strict):
+    """What a trained model must show before `latest` moves to it."""
+
+    mode: Literal["auto", "off"] = "auto"
+    max_regression: float = 0.05  # of the holdout loss, against the accepted model
+    max_regression_over_best: float = 0.10  # against the best model accepted so far
+
+
+class Settings(Strict):
+    """config.json. Every field is described in docs/reference/config.md."""
+
+    model_name: str
+    base_model: str  # a folder, relative to the workspace
+    training_method: Literal["full", "lora"] = "full"
+    lora: Lora = Lora()
+    max_length: Positive = 4096  # tokens a row
+    excess_length: Literal["drop", "truncate", "reject"] = "drop"  # of longer rows: left out, cut, or counted as bad
+    per_device_train_batch_size: Positive | Auto = "auto"  # rows a micro-batch
+    gradient_accumulation_steps: Positive | Auto = "auto"  # micro-batches an update
+    effective_batch_size: Positive | None = None  # rows an update; None = 16, or the product of the two above
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    lr_scheduler_type: str = "constant_with_warmup"
+    lr_schedule_scope: Literal["lineage", "job"] = "lineage"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    num_train_epochs: Positive = 1
+    logging_steps: Positive = 10
+    eval_steps: Positive = 200
+    eval_examples: Annotated[int, Field(ge=0)] = 4
+    save_steps: Positive = 100
+    save_min_seconds: Annotated[float, Field(ge=0)] = 300
+    save_total_limit: Positive = 3
+    generation_timeout_seconds: Annotated[float, Field(gt=0)] = 60
+    max_new_tokens: Positive = 2048
+    seed: int = 42
+    deterministic: bool | Auto = "auto"
+    poll_interval: Annotated[float, Field(gt=0)] = 30  # seconds; the net under the file events
+    settle_seconds: Annotated[float, Field(ge=0)] = 2
+    max_row_bytes: Positive = 8 * 2**20
+    max_bad_row_percent: Percent = 5
+    warn_truncation_percent: Percent = 5
+    block_truncation_percent: Percent = 20
+    gate: Gate = Gate()
+    training_args: dict[str, Any] = {}  # any other TrainingArguments, by their own names
+
+    @property
+    def update_rows(self) -> int:
+        """Rows an update."""
+        if isinstance(self.per_device_train_batch_size, int) and isinstance(self.gradient_accumulation_steps, int):
+            return self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return self.effective_batch_size or 16
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows a micro-batch."""
+        if isinstance(self.per_device_train_batch_size, int):
+            return min(self.per_device_train_batch_size, self.update_rows)
+        if isinstance(self.gradient_accumulation_steps, int):
+            return -(-self.update_rows // self.gradient_accumulation_steps)
+        return min(4, self.update_rows)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate after warmup."""
+        return self.learning_rate or (2e-5 if self.training_method == "full" else 2e-4)
+
+
+def load(path: Path, environment: dict[str, str] | None = None) -> tuple[Settings, list[str]]:
+    """The settings in `path` under TRAINING_… variables, and notices (aliases, risks) to be said aloud.
+
+    Raises BadConfig, naming the key and its remedy.
+    """
+    try:
+        given = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadConfig(
+            f"There is no {path}.", "make a workspace with: training_daemon init DIR --model PATH"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise BadConfig(f"{path} cannot be read: {error}.", "correct it, or bring back an earlier copy") from error
+    if not isinstance(given, dict):
+        raise BadConfig(f"{path} is not a JSON object.", 'it has to look like {"model_name": …, "base_model": …}')
+    return parse({**given, **_from_environment(os.environ if environment is None else environment)}, str(path))
+
+
+def parse(given: dict[str, Any], source: str) -> tuple[Settings, list[str]]:
+    """Settings from plain values; `source` names where they came from, for messages."""
+    notices: list[str] = []
+    values: dict[str, Any] = {}
+    arguments = given.get("training_args", {})
+    arguments = dict(arguments) if isinstance(arguments, dict) else arguments
+    for key, value in given.items():
+        if key == "training_args":
+            continue
+        name = ALIASES.get(key, key)
+        if name != key and key not in Settings.model_fields:
+            notices.append(f"{source}: {key} is understood as {name}")
+        if name in Settings.model_fields:
+            values[name] = value
+        elif name in OWNED or name in training_argument_names():
+            arguments[name] = value
+        else:
+            raise _unknown(key, source)
+    values["training_args"] = arguments
+    if isinstance(arguments, dict):
+        _check_arguments(arguments, source)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _in_words(error, source) from None
+    _check_together(settings, source)
+    if settings.training_method == "full" and settings.rate > 1e-4:
+        notices.append(f"{source}: learning_rate {settings.rate:g} is high for full fine-tuning (usual: 1e-5 to 5e-5)")
+    return settings, notices
+
+
+def override(settings: Settings, **changes: Any) -> Settings:
+    """The settings with some replaced (None = unchanged)."""
+    return settings.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+@cache
+def training_argument_names() -> frozenset[str]:
+    """The fields of TrainingArguments, read from the source of transformers: importing it takes seconds."""
+    package = importlib.util.find_spec("transformers")
+    if package is None or not package.submodule_search_locations:
+        return frozenset()
+    source = Path(package.submodule_search_locations[0]) / "training_args.py"
+    tree = ast.parse(source.read_text())
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
+    return frozenset(n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
+
+
+def _check_arguments(arguments: dict[str, Any], source: str) -> None:
+    for name in arguments:
+        if name in OWNED:
+            raise BadConfig(f"{source}: {name} is decided by the daemon: {OWNED[name]}.", f"remove {name}")
+        if name in Settings.model_fields:
+            raise BadConfig(f"{source}: {name} stands inside training_args.", f"move {name} to the top level")
+        if name not in training_argument_names():
+            raise _unknown(name, f"{source}: training_args")
+
+
+def _check_together(settings: Settings, source: str) -> None:
+    asked = settings.effective_batch_size
+    if asked and asked != settings.update_rows:
+        raise BadConfig(
+            f"{source}: effective_batch_size {asked} is not per_device_train_batch_size × gradient_accumulation_steps "
+            f"({settings.update_rows}).",
+            'set one of the three to "auto" or remove it',
+        )
+    endless = ("constant", "constant_with_warmup", "inverse_sqrt")
+    if settings.lr_schedule_scope == "lineage" and settings.lr_scheduler_type not in endless:
+        raise BadConfig(
+            f"{source}: lr_scheduler_type {settings.lr_scheduler_type} needs an end, and a lineage has none.",
+            f"use one of {', '.join(endless)}, or set lr_schedule_scope to job",
+        )
+
+
+def _unknown(key: str, source: str) -> BadConfig:
+    known = [*Settings.model_fields, *ALIASES, *training_argument_names()]
+    near = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "remove it; docs/reference/config.md lists the known keys"
+    return BadConfig(f"{source}: unknown key {key}.", remedy)
+
+
+def _in_words(error: ValidationError, source: str) -> BadConfig:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parents: dict[str, type[Strict]] = {"lora": Lora, "gate": Gate}
+        parent = parents[str(first["loc"][0])]
+        near = difflib.get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1)
+        return BadConfig(f"{source}: unknown key {where}.", f"did you mean {near[0]}?" if near else "remove it")
+    if first["type"] == "missing":
+        return BadConfig(f"{source}: {where} is missing.", f"add {where}; docs/reference/config.md describes it")
+    return BadConfig(f"{source}: {where} is {first['input']!r}: {first['msg'].lower()}.", f"correct {where}")
+
+
+def _from_environment(environment: Any) -> dict[str, Any]:
+    """TRAINING_LEARNING_RATE=1e-4 sets learning_rate, and so on for every key of the top level."""
+    values: dict[str, Any] = {}
+    for name, text in environment.items():
+        key = name.removeprefix(ENV_PREFIX).lower()
+        if name.startswith(ENV_PREFIX) and name != ENV_BASE_DIR and key in Settings.model_fields:
+            try:
+                values[key] = json.loads(text)
+            except ValueError:
+                values[key] = text
+    return values

@@ -1,0 +1,156 @@
+"""One pass over the lines of data files: good rows into a token cache, all others listed with their reason."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import floor
+from pathlib import Path
+
+from daemon.core.config import Settings
+from daemon.core.records import RejectedRow
+from daemon.data import formats
+from daemon.data.formats import Row
+from daemon.data.lines import BadRow, Line, LineReader, Unreadable
+from daemon.data.render import Draft, Encoded, Renderer
+from daemon.data.tokens import TokensWriter
+
+# Tokenised together: enough for speed, little enough for memory.
+BATCH_ROWS = 256
+BATCH_CHARACTERS = 1 << 20
+
+Reject = Callable[[RejectedRow], None]
+
+
+@dataclass
+class Counts:
+    """What a pass found."""
+
+    rows: int = 0  # that are not blank
+    bad: int = 0
+    too_long: int = 0
+    in_holdout: int = 0
+    duplicates: int = 0
+    longest: int = 0  # tokens, before any cut
+    formats: Counter[str] = field(default_factory=Counter)
+    too_long_lengths: "array[int]" = field(default_factory=lambda: array("Q"))
+    first_bad: str | None = None  # in words
+    cut_off: bool = False  # the last line is not whole
+
+    @property
+    def format(self) -> str | None:
+        return ", ".join(name for name, _ in self.formats.most_common()) or None
+
+    def fitting_length(self, percent: float) -> int:
+        """The smallest max_length at which at most this share of the rows would be too long."""
+        lengths = sorted(self.too_long_lengths, reverse=True)
+        return lengths[min(floor(self.rows * percent / 100), len(lengths) - 1)]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    line: Line
+    row: Row | None = None
+    draft: Draft | None = None
+    bad: BadRow | None = None
+
+
+class Survey:
+    """Reads files one after the other; `counts` is complete after `finish`."""
+
+    def __init__(
+        self, renderer: Renderer, settings: Settings, writer: TokensWriter, reject: Reject, holdout: set[bytes]
+    ) -> None:
+        self._renderer = renderer
+        self._settings = settings
+        self._writer = writer
+        self._reject_row = reject
+        self._holdout = holdout
+        self._seen: set[bytes] = set()
+        self.counts = Counts()
+
+    def read(self, path: Path) -> LineReader:
+        """All rows of one file; the answer knows its size and hash."""
+        reader = LineReader(path, self._settings.max_row_bytes)
+        for batch in _batches(self._draft(line) for line in reader):
+            self._settle(batch)
+        return reader
+
+    def _draft(self, line: Line) -> _Pending:
+        self.counts.rows += 1
+        try:
+            if line.too_long:
+                limit = self._settings.max_row_bytes
+                raise BadRow(f"the row is longer than {limit:,} bytes", "shorten it, or raise max_row_bytes")
+            row = formats.read(line.data)
+            return _Pending(replace(line, data=line.data[:1000]), row, self._renderer.draft(row))
+        except BadRow as bad:
+            return _Pending(replace(line, data=line.data[:1000]), bad=bad)
+
+    def _settle(self, batch: list[_Pending]) -> None:
+        encoded = iter(self._renderer.encode([p.draft for p in batch if p.draft is not None]))
+        for pending in batch:
+            try:
+                if pending.row is None:
+                    assert pending.bad is not None
+                    raise pending.bad
+                self._settle_row(pending.line, pending.row, next(encoded))
+            except BadRow as bad:
+                self._count_bad(pending.line, bad)
+
+    def _settle_row(self, line: Line, row: Row, encoded: Encoded) -> None:
+        if row.digest in self._holdout:
+            self.counts.in_holdout += 1
+            self._reject(
+                line, "the row is in the holdout", "nothing to do: it measures the model, so it is not trained"
+            )
+            return
+        if 1 not in encoded.mask[1:]:  # the first token of a row is never predicted
+            raise BadRow("the row has no token to be trained", "fill in the answer, or remove the row")
+        self.counts.longest = max(self.counts.longest, len(encoded.ids))
+        kept = self._fit(line, encoded)
+        if kept is not None:
+            self.counts.duplicates += row.digest in self._seen
+            self._seen.add(row.digest)
+            self.counts.formats[row.format] += 1
+            self._writer.append(kept.ids, kept.mask, line.number, row.digest)
+
+    def _fit(self, line: Line, encoded: Encoded) -> Encoded | None:
+        """The row at most max_length long; None where it is left out."""
+        limit, length = self._settings.max_length, len(encoded.ids)
+        if length <= limit:
+            return encoded
+        self.counts.too_long += 1
+        self.counts.too_long_lengths.append(length)
+        reason, fix = f"the row has {length} tokens, max_length is {limit}", "shorten it, or raise max_length"
+        if self._settings.excess_length == "reject":
+            raise BadRow(reason, fix)
+        if self._settings.excess_length == "truncate" and 1 in encoded.mask[1:limit]:
+            return Encoded(encoded.ids[:limit], encoded.mask[:limit])
+        self._reject(line, reason, fix)
+        return None
+
+    def _count_bad(self, line: Line, bad: BadRow) -> None:
+        reason, fix = bad.reason, bad.fix
+        if not line.ended and isinstance(bad, Unreadable):
+            self.counts.cut_off = True
+            reason, fix = f"the file seems cut off: its last line is {reason}", "copy the file again, whole"
+        self.counts.bad += 1
+        self.counts.first_bad = self.counts.first_bad or f"line {line.number}: {reason}"
+        self._reject(line, reason, fix)
+
+    def _reject(self, line: Line, reason: str, fix: str) -> None:
+        self._reject_row(RejectedRow(line=line.number, reason=reason, fix=fix, row=line.shown))
+
+
+def _batches(rows: Iterator[_Pending]) -> Iterator[list[_Pending]]:
+    batch: list[_Pending] = []
+    characters = 0
+    for pending in rows:
+        batch.append(pending)
+        characters += len(pending.draft.text) if pending.draft else 0
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,126 @@
+"""Checkpoints as transactions: sealed by a manifest, verified before use, accepted by swapping `latest`."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from daemon.core import files
+from daemon.core.paths import Workspace
+from daemon.core.records import CheckpointName, FileSeal, Manifest
+from daemon.models import trash
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal_files(folder: Path) -> dict[str, FileSeal]:
+    """Size and sha256 of every file below `folder`, the manifest itself excepted."""
+    found = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+    return {str(f.relative_to(folder)): FileSeal(bytes=f.stat().st_size, sha256=files.hash_file(f)) for f in found}
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of a checkpoint; None where it has none or the manifest is damaged."""
+    try:
+        return Manifest.load(folder / MANIFEST)
+    except ValueError:
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was written."""
+    manifest = read(folder)
+    if manifest is None:
+        return "its manifest is missing or damaged"
+    for name, seal in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != seal.bytes:
+            return f"{name} has {path.stat().st_size} bytes instead of {seal.bytes}"
+        if files.hash_file(path) != seal.sha256:
+            return f"{name} has changed since it was saved"
+    return None
+
+
+def name_of(folder: Path) -> CheckpointName:
+    """A checkpoint's name with the hash of its manifest, which seals the rest."""
+    return CheckpointName(checkpoint=folder.name, manifest_sha256=files.hash_file(folder / MANIFEST))
+
+
+def every(workspace: Workspace) -> list[Path]:
+    """All checkpoint folders, by step; whole or not."""
+    if not workspace.current_model.is_dir():
+        return []
+    found = [(int(m[1]), f) for f in workspace.current_model.iterdir() if (m := _NAME.fullmatch(f.name))]
+    return [folder for _, folder in sorted(found)]
+
+
+def latest(workspace: Workspace) -> Path | None:
+    """The accepted checkpoint, or None before the first."""
+    try:
+        return workspace.current_model / os.readlink(workspace.latest)
+    except FileNotFoundError:
+        return None
+
+
+def accept(workspace: Workspace, folder: Path) -> None:
+    """The commit point of a job: `latest` names this checkpoint from one instant to the next."""
+    files.swap_link(workspace.latest, folder.name)
+
+
+def of_job(workspace: Workspace, job: str, parent: CheckpointName | None) -> list[Path]:
+    """The checkpoints that a job made upon this parent, newest first; not verified."""
+    found = [(f, read(f)) for f in reversed(every(workspace))]
+    return [f for f, manifest in found if manifest and manifest.job == job and manifest.parent == parent]
+
+
+def resume_point(workspace: Workspace, job: str, parent: CheckpointName | None) -> tuple[Path | None, list[str]]:
+    """The newest verified checkpoint of a job upon its parent, and what was set aside on the way, in words."""
+    problems: list[str] = []
+    for folder in of_job(workspace, job, parent):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder, problems
+        problems.append(f"{folder.name} cannot be used: {wrong}; set aside in models/trash")
+        trash.discard(workspace, folder, f"damaged: {wrong}")
+    return None, problems
+
+
+def clear_the_way(workspace: Workspace, resume: Path | None) -> list[str]:
+    """Set aside every checkpoint above the point from which training goes on; none of them is in its lineage."""
+    start = resume or latest(workspace)
+    above = [f for f in every(workspace) if start is None or _step(f) > _step(start)]
+    for folder in above:
+        trash.discard(workspace, folder, "not in the lineage of the accepted model")
+    return [f.name for f in above]
+
+
+def discard_of_job(workspace: Workspace, job: str, reason: str) -> list[str]:
+    """Move a job's checkpoints to the trash, the accepted one excepted."""
+    accepted = latest(workspace)
+    mine = [f for f in every(workspace) if f != accepted and (m := read(f)) and m.job == job]
+    for folder in mine:
+        trash.discard(workspace, folder, reason)
+    return [f.name for f in mine]
+
+
+def prune(workspace: Workspace, keep: int) -> list[str]:
+    """Delete the checkpoints superseded by `keep` newer ones; `latest` stays. By step, never by the clock."""
+    accepted = latest(workspace)
+    superseded = [f for f in every(workspace)[:-keep] if f != accepted]
+    for folder in superseded:
+        trash.delete(workspace, folder)
+    return [f.name for f in superseded]
+
+
+def lineage_digest(parts: dict[str, str]) -> str:
+    """One sha256 over named parts, in a fixed order."""
+    return hashlib.sha256("\n".join(f"{k}={parts[k]}" for k in sorted(parts)).encode()).hexdigest()
+
+
+def _step(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    assert match
+    return int(match[1])

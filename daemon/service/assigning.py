@@ -1,0 +1,147 @@
+"""Preflight: from a waiting job to an assignment that a worker can trust, or the reason why it has to wait."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from daemon.core import files
+from daemon.core.config import Settings, override
+from daemon.core.errors import BadConfig, DaemonError
+from daemon.core.paths import Attempt, Workspace
+from daemon.core.records import Assignment, CheckpointName, Evaluation, IntakeReport, Manifest
+from daemon.data import holdout, tokens
+from daemon.jobs import ledger
+from daemon.jobs.store import Found
+from daemon.models import base, checkpoints
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The accepted model that a job grows from; the base model before the first."""
+
+    name: CheckpointName | None
+    manifest: Manifest | None
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step if self.manifest else 0
+
+
+def job_settings(workspace: Workspace, found: Found, settings: Settings) -> Settings:
+    """The job's frozen settings; before its first attempt those of today, with its sidecar applied."""
+    frozen = workspace.run(found.id).config
+    if frozen.is_file():
+        return Settings.model_validate(yaml.safe_load(frozen.read_text()))
+    return override(settings, num_train_epochs=found.job.epochs, learning_rate=found.job.learning_rate)
+
+
+def freeze(workspace: Workspace, found: Found, settings: Settings) -> None:
+    """Keep the settings with which a job began, for all its attempts and for people."""
+    run = workspace.run(found.id)
+    files.make_folder(run.attempts)
+    if not run.config.exists():
+        files.write(run.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+def check_model(workspace: Workspace, settings: Settings) -> Path:
+    """The base model's folder. Raises BadConfig where it is not there."""
+    folder = workspace.root / settings.base_model
+    if not (folder / "config.json").is_file():
+        raise BadConfig(
+            f"config.json names the base model {settings.base_model}, and there is no model in that folder.",
+            "correct base_model in config.json, or bring the model with: training_daemon init DIR --model PATH",
+        )
+    return folder
+
+
+def stale(workspace: Workspace, found: Found, settings: Settings) -> str | None:
+    """Why what intake made of a file cannot be trained on (any more); None where it can. Reads the data file."""
+    report = _report(found)
+    if report is None:
+        return "not read yet"
+    if not report.usable:
+        return report.reason or "not usable"
+    wanted = tokens.key(check_model(workspace, settings), settings)
+    wrong = tokens.check(found.tokens, wanted, report.sha256)
+    if wrong:
+        return wrong
+    if files.hash_file(found.data) != report.sha256:
+        return "the data file has changed since it was read"
+    key = holdout.holdout_key(workspace, settings)
+    if key and tokens.read_meta(holdout.holdout_folder(workspace, key)) is None:
+        return "the holdout has changed since it was read"
+    return None
+
+
+def _report(found: Found) -> IntakeReport | None:
+    try:
+        return IntakeReport.load(found.report)
+    except ValueError:
+        return None
+
+
+def find_parent(workspace: Workspace, settings: Settings) -> Parent:
+    """The verified accepted model. Raises DaemonError where it is damaged or of another method."""
+    folder = checkpoints.latest(workspace)
+    if folder is None:
+        return Parent(None, None)
+    if wrong := checkpoints.damage(folder):
+        raise DaemonError(
+            f"The accepted model {folder.name} is damaged: {wrong}.",
+            "bring the file back from a copy, or point current_model/latest to an earlier checkpoint",
+        )
+    manifest = checkpoints.read(folder)
+    assert manifest, "verified above"
+    if manifest.method != settings.training_method:
+        raise BadConfig(
+            f"config.json says training_method {settings.training_method}; the accepted model is {manifest.method}.",
+            f"set training_method back to {manifest.method}, or start another workspace",
+        )
+    return Parent(checkpoints.name_of(folder), manifest)
+
+
+def assign(workspace: Workspace, found: Found, settings: Settings, parent: Parent, resume: Path | None) -> Attempt:
+    """Write the next attempt's assignment. `settings` are the job's frozen ones."""
+    run = workspace.run(found.id)
+    meta = tokens.read_meta(found.tokens)
+    report = _report(found)
+    assert meta and report, "checked by `stale`"
+    key = holdout.holdout_key(workspace, settings)
+    newest = run.newest_attempt()
+    attempt = run.attempt(newest.number + 1 if newest else 1)
+    files.make_folder(attempt.root)
+    assignment = Assignment(
+        job=found.id,
+        file=found.job.file,
+        data_sha256=report.sha256,
+        attempt=attempt.number,
+        workspace=str(workspace.root),
+        settings=settings.model_dump(mode="json"),
+        tokens=f"queue/processing/{found.id}/{found.tokens.name}",
+        holdout=str(holdout.holdout_folder(workspace, key).relative_to(workspace.root)) if key else None,
+        holdout_key=key,
+        base_model=settings.base_model,
+        base_model_sha256=base.seal(workspace.root / settings.base_model),
+        parent=parent.name,
+        parent_lineage=parent.manifest.lineage if parent.manifest else [],
+        base_step=parent.step,
+        resume=str(resume.relative_to(workspace.root)) if resume else None,
+        before=known_loss(workspace, found.id, parent, key),
+        rows=meta.rows,
+        total_steps=-(-meta.rows * settings.num_train_epochs // settings.update_rows),
+    )
+    assignment.save(attempt.assignment)
+    return attempt
+
+
+def known_loss(workspace: Workspace, job: str, parent: Parent, holdout_key: str | None) -> float | None:
+    """The parent's loss on this holdout: measured by an earlier attempt of the job, or when the parent was accepted."""
+    run = workspace.run(job)
+    newest = run.newest_attempt()
+    for number in range(newest.number if newest else 0, 0, -1):
+        assignment = Assignment.load(run.attempt(number).assignment)
+        measured = Evaluation.load(run.attempt(number).evaluation)
+        if assignment and measured and assignment.parent == parent.name and measured.holdout_key == holdout_key:
+            return measured.before
+    return ledger.accepted_loss(workspace, parent.manifest.job, holdout_key) if parent.manifest else None

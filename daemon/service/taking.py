@@ -1,0 +1,173 @@
+"""Take in: settled files become jobs, and each job's file is read, checked and tokenised once, in a process beside."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from daemon.core import files
+from daemon.core.errors import WorkerExit
+from daemon.core.records import WAITING_STATES, IntakeReport, State
+from daemon.jobs import inbox, ledger, store
+from daemon.jobs.inbox import Settling
+from daemon.jobs.store import Found
+from daemon.service.context import Context
+from daemon.service.settling import end as end_job
+from daemon.service.settling import fail
+
+MAX_CRASHES = 3  # of intake on one file, before the file is given up
+ENVIRONMENT_RETRY_SECONDS = 10.0
+
+
+class Taking:
+    """The inbox step. One intake process at a time; the order is that of the queue."""
+
+    def __init__(self, context: Context, wake: Callable[[], None]) -> None:
+        self._context, self._wake = context, wake
+        self._settling = Settling()
+        self._reported: set[str] = set()  # things in the inbox that are no files
+        self._checked: set[str] = set()  # jobs whose report has been acted on
+        self._crashes: dict[str, int] = {}
+        self._running: tuple[Found, asyncio.subprocess.Process, asyncio.Task[bytes]] | None = None
+        self._not_before = 0.0
+        self.unsettled = False  # something in the inbox is not at rest yet
+
+    def forget(self, job: str) -> None:
+        """Look at this job's report again."""
+        self._checked.discard(job)
+
+    async def step(self) -> None:
+        self._take_in()
+        await self._finish_intake()
+        if self._running is None and not self._context.ending:
+            await self._begin_intake()
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None
+
+    async def close(self) -> None:
+        """End the intake process; what it had not finished is read anew at the next start."""
+        if self._running:
+            _, process, task = self._running
+            if process.returncode is None:
+                process.kill()
+            await task
+            self._running = None
+
+    # ---- files -> jobs ----
+
+    def _take_in(self) -> None:
+        context = self._context
+        self.unsettled = False
+        for item in inbox.dropped(context.workspace):
+            kind = inbox.unusable(item.path)
+            if kind:
+                self._report_once(
+                    str(item.path), f"{inbox.printable(item.path.name)} is {kind}, not a file; it is left where it is"
+                )
+            elif self._settling.settled(item.path, context.settings.settle_seconds):
+                self._make_job(item)
+            else:
+                self.unsettled = True
+
+    def _make_job(self, item: inbox.Dropped) -> None:
+        try:
+            found = inbox.take_in(self._context.workspace, item)
+        except FileNotFoundError:
+            return  # taken away in the same moment
+        where = (
+            f"waits with priority {found.job.priority}"
+            if found.state in WAITING_STATES
+            else f"failed: {found.job.reason}"
+        )
+        self._context.tracker.event("taken_in", f"{found.job.file} {where}", job=found.id)
+
+    def _report_once(self, path: str, message: str) -> None:
+        if path not in self._reported:
+            self._reported.add(path)
+            self._context.tracker.event("left_alone", message)
+
+    # ---- jobs -> reports ----
+
+    async def _begin_intake(self) -> None:
+        for state in WAITING_STATES:
+            for name in store.names(self._context.workspace, state):
+                found = None if name in self._checked else store.look(self._context.workspace, state, name)
+                if found is None:
+                    continue
+                report = read_report(found)
+                if report is not None:
+                    self._act_on(found, report)
+                elif time.monotonic() >= self._not_before:
+                    await self._start(found)
+                    return
+
+    async def _start(self, found: Found) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "daemon.data.intake",
+            str(self._context.workspace.root),
+            str(found.folder),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=(self._context.workspace.logs / "intake.log").open("ab"),
+        )
+        task = asyncio.create_task(_output(process))
+        task.add_done_callback(lambda _: self._wake())
+        self._running = (found, process, task)
+
+    async def _finish_intake(self) -> None:
+        if self._running is None or not self._running[2].done():
+            return
+        found, process, task = self._running
+        self._running = None
+        if process.returncode == WorkerExit.BAD_CONFIG:
+            self._blame_environment(task.result())
+        elif process.returncode != 0:
+            self._count_crash(found, process.returncode)
+        else:
+            self._context.clear("environment")
+
+    def _act_on(self, found: Found, report: IntakeReport) -> None:
+        self._checked.add(found.id)
+        known = None if found.job.again else ledger.trained_as(self._context.workspace, report.sha256)
+        if not report.usable:
+            fail(self._context, found, report.reason or "not usable", report.remedy)
+        elif known and known != found.id:
+            remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
+            end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
+        else:
+            left_out = f", {report.bad_rows} bad rows left out" if report.bad_rows else ""
+            what = f"{report.rows} rows, {report.tokens} tokens{left_out}; {report.estimated_steps} updates"
+            self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)
+
+    def _blame_environment(self, output: bytes) -> None:
+        said = json.loads(output)
+        self._not_before = time.monotonic() + ENVIRONMENT_RETRY_SECONDS
+        self._context.hold("environment", said["message"], said["remedy"])
+
+    def _count_crash(self, found: Found, code: int | None) -> None:
+        crashes = self._crashes[found.id] = self._crashes.get(found.id, 0) + 1
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        self._context.tracker.event("intake_crashed", f"reading {found.job.file} ended with {how}", job=found.id)
+        if crashes >= MAX_CRASHES:
+            here = store.find(self._context.workspace, found.id)
+            fail(self._context, here, f"reading the file crashed {crashes} times ({how})", "see logs/intake.log")
+
+
+def read_report(found: Found) -> IntakeReport | None:
+    """The job's report, or None where it was not read yet; a damaged report is made anew."""
+    try:
+        return IntakeReport.load(found.report)
+    except ValueError:
+        files.remove(found.report)
+        return None
+
+
+async def _output(process: asyncio.subprocess.Process) -> bytes:
+    output, _ = await process.communicate()
+    return output

@@ -1,0 +1,70 @@
+"""The fork server: imports once, then forks one attempt for each folder named on standard input; never touches CUDA."""
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from daemon.core import files
+from daemon.core.errors import WorkerExit
+from daemon.core.paths import Attempt
+from daemon.core.records import ExitInfo, now
+from daemon.worker import attempt
+
+READY = "ready"
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which asks the worker to save
+    _assert_clean()
+    print(READY, flush=True)
+    # The raw descriptor: a forked child must not inherit lines that Python has read ahead.
+    while folder := _read_line():
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_child(Path(folder)))
+        _, status = os.waitpid(pid, 0)
+        _record(Attempt(Path(folder)), pid, status)
+
+
+def _child(folder: Path) -> int:
+    os.setsid()  # a group of its own, so that it can be ended with all that it started
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500")  # if memory runs out, the worker goes, not the daemon
+        return attempt.run(folder)
+    except BaseException:  # whatever it is, a child must never go on in the server's loop
+        traceback.print_exc()
+        return WorkerExit.BUG
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _read_line() -> str:
+    line = b""
+    while (character := os.read(0, 1)) not in (b"", b"\n"):
+        line += character
+    return line.decode()
+
+
+def _record(ended: Attempt, pid: int, status: int) -> None:
+    code = os.waitstatus_to_exitcode(status)
+    info = ExitInfo(pid=pid, code=code if code >= 0 else None, signal=-code if code < 0 else None, at=now())
+    files.write_json(ended.exit, info)
+
+
+def _assert_clean() -> None:
+    """A fork copies neither threads nor a CUDA context: there must be none."""
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, f"{len(threads)} threads before the fork"
+    assert not torch.cuda.is_initialized(), "CUDA was initialised before the fork"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The Trainer subclass: one update a batch, a flat stream with an offset, the rate a function of the global step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.optimization import get_scheduler
+
+from daemon.core.config import Settings
+from daemon.core.heartbeat import Heartbeat, Phase
+from daemon.core.records import Assignment
+from daemon.worker.batches import IGNORED, FromStep, Updates
+from daemon.worker.evaluate import token_loss
+
+
+class JobTrainer(Trainer):
+    """Trains one job with local steps.
+
+    Hugging Face's loop sees one batch an update; the micro-batches are inside it. So an update is a fixed set of rows
+    whatever the micro-batch, the last one of a file may be smaller, and resuming is an offset into the updates.
+    """
+
+    def __init__(
+        self,
+        *,
+        updates: Updates,
+        assignment: Assignment,
+        settings: Settings,
+        first_step: int,
+        optimizer_state: dict[str, Any] | None,
+        heartbeat: Heartbeat,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        **kwargs: Any,
+    ) -> None:
+        self.language_model, self.tokenizer = model, tokenizer  # the same objects as Trainer's, with their types
+        self.updates, self.assignment, self.settings = updates, assignment, settings
+        self.first_step, self.heartbeat = first_step, heartbeat
+        self._optimizer_state = optimizer_state
+        self.update_loss = torch.zeros(())  # mean loss a trained token of the running update
+        self.update_rows: list[int] = []
+        self.update_tokens = 0
+        self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
+        self.grad_norm: torch.Tensor | float = 0.0
+        super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
+
+    # ---- what is trained, in which order ----
+
+    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        loader = DataLoader(
+            self.updates,
+            batch_size=1,
+            sampler=FromStep(self.first_step, len(self.updates)),
+            collate_fn=_only,
+            num_workers=0,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        result: tuple[int, int] = super()._init_training_state(*args)
+        self.state.global_step = self.first_step
+        return result
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one whole update, micro-batch by micro-batch; its mean loss a trained token."""
+        model.train()
+        self.update_rows, self.update_tokens = inputs["rows"], inputs["tokens"]
+        self.update_loss = torch.zeros((), device=self.args.device)
+        self.example = None
+        for batch in inputs["micro_batches"]:
+            with self.compute_loss_context_manager():
+                losses, labels = token_loss(model, self._prepare_inputs(batch))
+            loss = losses.sum() / max(inputs["trained_tokens"], 1)
+            self.accelerator.backward(loss)
+            self.update_loss += loss.detach()
+            if self.example is None:
+                first = losses[0].detach().sum() / (labels[0] != IGNORED).sum().clamp(min=1)
+                self.example = (inputs["rows"][0], first)
+            self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
+        return self.update_loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        return self.grad_norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the estimate of Hugging Face expects one batch of tensors; ours is a whole update
+
+    # ---- optimizer and rate carry over from file to file ----
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self._optimizer_state is not None:
+            # Moments of the accepted model; hyperparameters of today's settings.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": self._optimizer_state["state"], "param_groups": groups})
+            self._optimizer_state = None
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None, "created before the scheduler"
+        factor = rate_factor(self.settings, num_training_steps)
+        start = self.first_step + (self.assignment.base_step if self.settings.lr_schedule_scope == "lineage" else 0)
+        self.lr_scheduler = LambdaLR(optimizer, lambda steps: factor(start + steps))
+        return self.lr_scheduler
+
+
+def rate_factor(settings: Settings, total_steps: int) -> Callable[[int], float]:
+    """The share of the full learning rate, from Hugging Face's own schedules, as a function of the step alone.
+
+    The step is the global one in a lineage's schedule, and the job's own in a job's schedule.
+    """
+    one = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    kwargs = settings.training_args.get("lr_scheduler_kwargs")
+    scheduler = get_scheduler(
+        settings.lr_scheduler_type, one, settings.warmup_steps, total_steps, scheduler_specific_kwargs=kwargs
+    )
+    return scheduler.lr_lambdas[0]  # type: ignore[no-any-return]
+
+
+def training_arguments(settings: Settings, total_steps: int, folder: str) -> TrainingArguments:
+    """TrainingArguments of one job: the user's own, under those that the daemon decides."""
+    cuda = torch.cuda.is_available()
+    given = {"bf16": cuda and torch.cuda.is_bf16_supported(), "max_grad_norm": 1.0, **settings.training_args}
+    given.pop("lr_scheduler_kwargs", None)
+    return TrainingArguments(
+        **given,
+        output_dir=folder,
+        max_steps=total_steps,
+        learning_rate=settings.rate,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        seed=settings.seed,
+        use_cpu=not cuda,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+
+
+def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    return batch[0]
