@@ -158,9 +158,9 @@ def check(folder: Path, source: str) -> None:
 
 
 def _refuse_without_weights(folder: Path, source: str) -> None:
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+    if list(folder.glob("*model*.bin")) or list(folder.glob("consolidated*.pth")):
         raise BadData(
-            f"{source} has its weights as .bin or .pt only: such files are pickles and can run code when opened.",
+            f"{source} has its weights as .bin or .pth only: such files are pickles and can run code when opened.",
             "if you trust them, convert with transformers: "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER), then name OTHER",
         )

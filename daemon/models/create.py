@@ -55,8 +55,10 @@ def _make(
     method: estimate.Method | None,
 ) -> Made:
     there = _settings_there(workspace, name)
-    _make_folders(workspace)
+    _refuse_files_in_the_way(workspace)
     model = install()
+    for folder in workspace.folders():
+        files.make_folder(folder)
     sizes = estimate.estimate(model.folder, method)
     for path, text in data.items():
         _write_data(workspace.root / path, text)
@@ -87,21 +89,11 @@ def _settings_there(workspace: Workspace, name: str) -> dict[str, Any] | None:
     return values
 
 
-def _make_folders(workspace: Workspace) -> None:
+def _refuse_files_in_the_way(workspace: Workspace) -> None:
     for folder in workspace.folders():
-        _refuse_a_file_in_the_way(workspace, folder)
-        try:
-            files.make_folder(folder)
-        except OSError as error:
-            raise Refused(f"{folder} cannot be made: {error.strerror}.", "name a folder that you may write") from None
-
-
-def _refuse_a_file_in_the_way(workspace: Workspace, folder: Path) -> None:
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise Refused(f"{path} is in the way: it is not a folder.", "name another folder for the workspace")
-        if path == workspace.root:
-            return
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise Refused(f"{path} is in the way: it is not a folder.", "name another folder for the workspace")
 
 
 def _write_data(path: Path, text: str) -> None:

@@ -56,15 +56,16 @@ class Estimate:
             "per_device_train_batch_size": self.micro_batch_rows,
             "gradient_accumulation_steps": self.accumulation,
             "learning_rate": self.learning_rate,
+            "num_train_epochs": 1,
         }
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def estimate(folder: Path, method: Method | None = None) -> Estimate:
-    """Choose the method, unless it is given, and the batch, for the model in `folder` on this machine."""
-    tensors, config, found = weights.shapes(folder), json.loads((folder / "config.json").read_text()), machine()
+def estimate(folder: Path, method: Method | None = None, on: Machine | None = None) -> Estimate:
+    """Choose the method, unless it is given, and the batch, for the model in `folder` on this machine or another."""
+    tensors, config, found = weights.shapes(folder), json.loads((folder / "config.json").read_text()), on or machine()
     parameters, adapter = weights.count(tensors), _adapter(tensors, Lora().r)
     fixed: dict[Method, int] = {
         "full": FULL_BYTES * parameters,

@@ -1,4 +1,4 @@
-"""Put questions to a model folder with plain transformers and compare: `python -P -m daemon.worker.answer FOLDER GOLDEN`.
+"""Questions to a model through plain transformers: `python -P -m daemon.worker.answer FOLDER GOLDEN`.
 
 It uses nothing of the training, so that what it says of a model holds for any other program that loads the folder.
 GOLDEN is a JSONL file of {"messages": […], "expected": "…"}; the answers are printed as one JSON object.
@@ -26,7 +26,8 @@ def ask(folder: Path, golden: list[dict[str, Any]]) -> dict[str, Any]:
         )
         with torch.inference_mode():
             tokens = model.generate(**prompt, max_new_tokens=LONGEST_ANSWER, do_sample=False)
-        answer = tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        own = tokens[0, prompt["input_ids"].shape[1] :]
+        answer = str(tokenizer.decode(own, skip_special_tokens=True)).strip()
         answers.append(
             {
                 "prompt": row["messages"][-1]["content"],

@@ -39,11 +39,14 @@ class TokenRows:
 
 
 class Stream:
-    """The one flat stream of (epoch, row) of a job: a pure function of the seed, the job and the numbers of rows."""
+    """The one flat stream of (epoch, row) of a job: a pure function of the seed, its name and the numbers of rows.
 
-    def __init__(self, rows: int, epochs: int, update_rows: int, seed: int, job: str) -> None:
+    The name says which data is trained at which global step, so that a lineage can be trained again elsewhere.
+    """
+
+    def __init__(self, rows: int, epochs: int, update_rows: int, seed: int, name: str) -> None:
         self.rows, self.epochs, self.update_rows = rows, epochs, update_rows
-        self._seed, self._job = seed, job
+        self._seed, self._name = seed, name
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -63,7 +66,7 @@ class Stream:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            seed = derive_seed(self._seed, self._job, f"epoch {epoch}")
+            seed = derive_seed(self._seed, self._name, f"epoch {epoch}")
             self._orders[epoch] = np.random.Generator(np.random.PCG64(seed)).permutation(self.rows)
         return self._orders[epoch]
 

@@ -99,6 +99,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=0.05,  # with the usual 0.02 it only repeats the last token; this one babbles
         use_cache=True,
         bos_token_id=None,
         eos_token_id=ends[0],

@@ -59,16 +59,17 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
     if order := orders.pending():
         return _interrupted_early(order.action, assignment, workspace)
     start = find_start(assignment, workspace)
+    name = f"{assignment.data_sha256} at {assignment.base_step}"  # of the stream
     base = workspace.root / assignment.base_model
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = load_model(base, start.weights, settings, derive_seed(settings.seed, assignment.job, "adapter"))
+    model = load_model(base, start.weights, settings, derive_seed(settings.seed, name, "adapter"))
     saver = Saver(workspace, assignment, settings, heartbeat, exactness)
     saver.start_at(start.first_step)
     holdout = None
     if assignment.holdout:
         holdout = Holdout(TokenRows(workspace.root / assignment.holdout), settings, tokenizer, heartbeat)
     rows = TokenRows(workspace.root / assignment.tokens)
-    stream = Stream(len(rows), settings.num_train_epochs, settings.update_rows, settings.seed, assignment.job)
+    stream = Stream(len(rows), settings.num_train_epochs, settings.update_rows, settings.seed, name)
     assert stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
     log = Log(
         workspace.run(assignment.job), attempt.number, assignment.base_step, assignment.base_step + stream.total_steps
@@ -82,7 +83,7 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
         evaluation=Evaluation(holdout_key=assignment.holdout_key, rows=0, before=assignment.before, after=None),
         heartbeat=heartbeat,
         rng=start.rng,
-        seed=derive_seed(settings.seed, assignment.job, "training"),
+        seed=derive_seed(settings.seed, name, "training"),
         losses=start.losses,
     )
     trainer = build_trainer(model, tokenizer, rows, stream, settings, assignment, start, heartbeat, attempt, step)

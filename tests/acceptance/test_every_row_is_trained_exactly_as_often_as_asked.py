@@ -1,0 +1,58 @@
+"""Three files in a row: what the model is fed, counted in its forward; the rate, read from the optimizer."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.acceptance.bench import Bench, lines, rows
+
+WITNESS = Path(__file__).with_name("witness")
+COUNTS = (17, 29, 23)  # none divisible by the rows of an update
+MICRO, ACCUMULATION, EPOCHS, RATE, WARMUP = 2, 3, 2, 2e-3, 7
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_three_files_in_a_row(method: str, make_bench: Callable[..., Bench], tmp_path: Path, model: Path) -> None:
+    bench = make_bench(
+        training_method=method,
+        per_device_train_batch_size=MICRO,
+        gradient_accumulation_steps=ACCUMULATION,
+        num_train_epochs=EPOCHS,
+        learning_rate=RATE,
+        warmup_steps=WARMUP,
+    )
+    bench.environment |= {"PYTHONPATH": str(WITNESS), "WITNESS_FILE": str(tmp_path / "witness.jsonl")}
+    bench.start()
+    files = [rows(count, start=100 * place) for place, count in enumerate(COUNTS)]
+    for place, content in enumerate(files):
+        bench.drop(f"file{place}.jsonl", content)
+        bench.wait_for("completed", place + 1)
+
+    seen = lines(tmp_path / "witness.jsonl")
+    updates = [-(-count * EPOCHS // (MICRO * ACCUMULATION)) for count in COUNTS]
+    assert bench.manifest()["step"] == sum(updates)
+    assert [t["steps"] for t in bench.manifest()["lineage"]] == updates
+    assert_each_row_once_an_epoch([h for x in seen if "fed" in x for h in x["fed"]], files, model)
+    rates = [x["rate"] for x in seen if "rate" in x]
+    assert rates == pytest.approx([RATE * min(1, step / WARMUP) for step in range(sum(updates))], rel=1e-6)
+
+
+def assert_each_row_once_an_epoch(fed: list[str], files: list[list[dict[str, Any]]], model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for content in files:
+        expected = {hash_of(tokenizer.apply_chat_template(row["messages"])["input_ids"]) for row in content}
+        assert len(expected) == len(content)
+        for _ in range(EPOCHS):
+            epoch, fed = fed[: len(content)], fed[len(content) :]
+            assert Counter(epoch) == Counter(expected)
+    assert not fed
+
+
+def hash_of(ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
