@@ -32,7 +32,7 @@ class Action(StrEnum):
     GATE = "gate"  # judge the final checkpoint
     GO_ON = "go_on"  # a new attempt from the newest verified checkpoint
     FAIL = "fail"  # the job goes to failed
-    PAUSE = "pause"  # the workspace waits for a person; the job keeps its place
+    PAUSE = "pause"  # the queue waits until it is mended; the job keeps its place
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def decide(ending: Ending, reason: str, without_progress: int) -> Decision:
         return Decision(Action.GATE, reason)
     if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED):
         return Decision(Action.GO_ON, reason)
-    if ending is Ending.BAD_CONFIG:
+    if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL):
         return Decision(Action.PAUSE, reason)
     if ending is Ending.BAD_DATA:
         return Decision(Action.FAIL, reason)

@@ -125,8 +125,9 @@ def move(
             f"from there it can go to: {', '.join(sorted(MOVES[found.state])) or 'nowhere'}",
         )
     changes: dict[str, object] = {"moved_at": now(), "reason": reason, "remedy": remedy}
-    if state in WAITING_STATES:
-        changes["priority"] = state.value
+    waits = next((s for s in (state, found.state) if s in WAITING_STATES), None)
+    if waits:
+        changes["priority"] = waits.value
     job = found.job.model_copy(update=changes)
     job.save(found.folder / RECORD)
     target = workspace.state(state) / found.folder.name

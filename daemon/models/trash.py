@@ -29,11 +29,13 @@ def delete(workspace: Workspace, path: Path) -> None:
     files.remove(path)
 
 
-def clear_leftovers(workspace: Workspace) -> None:
-    """Delete what crashes left half-made; nothing under these names was ever whole."""
-    for folder in (workspace.current_model, workspace.base_models, workspace.status_folder, workspace.wishes):
-        for path in files.leftovers(folder):
-            files.remove(path)
+def clear_leftovers(folder: Path) -> None:
+    """Delete what crashes left half-made in a folder; nothing under these names was ever whole.
+
+    Only for a folder whose writer is known to be gone: a living one would lose what it is just writing.
+    """
+    for path in files.leftovers(folder):
+        files.remove(path)
 
 
 def _refuse_protected(workspace: Workspace, path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the steps of the daemon share: the workspace, the settings in force, what was wished for, and the runner."""
 
+from collections.abc import Callable
 from typing import Any
 
 from daemon.core import config
@@ -15,12 +16,21 @@ from daemon.service.tracker import Tracker
 class Context:
     """The daemon's memory between two looks at the disk; all of it can be made again from there."""
 
-    def __init__(self, workspace: Workspace, settings: Settings, runner: Runner, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        runner: Runner,
+        tracker: Tracker,
+        wake: Callable[[], None],
+    ) -> None:
+        self._wake = wake
         self.workspace, self.settings, self.runner, self.tracker = workspace, settings, runner, tracker
         self.desired = _load_desired(workspace)
         self.error: dict[str, Any] | None = None
         self.ending = False  # the daemon itself is to end
         self.begun: set[str] = set()  # wishes that are being obeyed; they cannot expire any more
+        self.to_read_again: set[str] = set()  # jobs whose report was taken away
         self._announced: set[Attempt] = set()
         self._config_seen: tuple[int, int] | None = None
 
@@ -42,6 +52,11 @@ class Context:
         if self.error and self.error["class"] == reason:
             self.tracker.event("error_over", f"over: {self.error['message']}", job=self.error["job"])
             self.error = None
+
+    def read_again(self, job: str) -> None:
+        """Let intake look at this job's file once more."""
+        self.to_read_again.add(job)
+        self._wake()
 
     def announce_ending(self, attempt: Attempt, ending: Ending, reason: str, decision: Decision) -> None:
         """Say once how an attempt ended."""

@@ -9,25 +9,24 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from daemon.core import config, files
-from daemon.core.errors import BadConfig, DaemonError, Exit, Locked
+from daemon.core.errors import DaemonError, Exit, Locked
 from daemon.core.heartbeat import Beat
-from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import WAITING_STATES, Assignment, Control, State, now
-from daemon.jobs import inbox, store
-from daemon.jobs.recovery import Action, decide
-from daemon.models import checkpoints, trash
-from daemon.service import assigning, settling, wishes
+from daemon.core.paths import Workspace
+from daemon.core.records import Control, now
+from daemon.jobs import inbox
+from daemon.models import trash
+from daemon.service import settling, wishes
 from daemon.service.context import Context
 from daemon.service.logs import set_up_logging
 from daemon.service.publishing import Publishing
 from daemon.service.runner import Runner
+from daemon.service.starting import Starting
 from daemon.service.taking import Taking
 from daemon.service.tracker import Tracker
+from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
 SOON_SECONDS = 0.05  # between two looks while something is just happening
@@ -75,8 +74,9 @@ class Daemon:
         self._events = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         runner = Runner(workspace, self.wake)
-        self._context = Context(workspace, settings, runner, Tracker(workspace))
+        self._context = Context(workspace, settings, runner, Tracker(workspace), self.wake)
         self._taking = Taking(self._context, self.wake)
+        self._starting = Starting(self._context, self._taking)
         self._publishing = Publishing(self._context)
         self._terminating = 0  # SIGTERMs received
         self._again = False
@@ -85,7 +85,7 @@ class Daemon:
             "obey wishes": lambda: wishes.obey(self._context),
             "take in": self._taking.step,
             "settle what ended": lambda: settling.settle(self._context),
-            "start next": self._start_next,
+            "start next": lambda: self._starting.step(stopping=self._terminating > 0),
             "publish": self._publishing.step,
         }
 
@@ -132,7 +132,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._context.reload_config()
-        trash.clear_leftovers(self._workspace)
+        trash.clear_leftovers(self._workspace.status_folder)
         for found in inbox.finish_taking_in(self._workspace):
             self._context.tracker.event("taken_in", f"{found.job.file} waits (after an interruption)", job=found.id)
         self._context.tracker.event("daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid())
@@ -218,117 +218,7 @@ class Daemon:
             self._context.tracker.event("worker_killed", "the worker did not end when asked", job=attempt.job)
             self._context.runner.send(signal.SIGKILL)
 
-    # ---- start next ----
-
-    async def _start_next(self) -> None:
-        """Hand the next attempt to a worker, where none runs and nothing stands against it."""
-        context = self._context
-        context.reload_config()
-        if self._terminating or context.blocked or context.runner.alive():
-            return
-        if self._taking.busy or self._taking.unsettled or store.names(self._workspace, State.PROCESSING):
-            await context.runner.ensure_server()
-        found = store.processing(self._workspace)
-        if found is None:
-            await self._claim()
-        elif self._ready_for_another(found):
-            await self._begin(found, context.settings)
-
-    def _ready_for_another(self, found: store.Found) -> bool:
-        """Whether the job in processing waits for a new attempt: its newest one has ended, and not for good."""
-        attempt = self._workspace.run(found.id).newest_attempt()
-        if attempt is None:
-            return True
-        ended = self._context.runner.ending(attempt)
-        if ended is None:
-            return False
-        held = self._context.error and self._context.error["job"] == found.id
-        decision = decide(*ended, settling.attempts_without_progress(self._context, found))
-        if decision.action is Action.PAUSE:
-            return self._config_is_newer(attempt)
-        return decision.action is Action.GO_ON and not held
-
-    def _config_is_newer(self, attempt: Attempt) -> bool:
-        """Whether somebody has changed config.json since an attempt found it wrong."""
-        newer = self._workspace.config.stat().st_mtime > attempt.outcome.stat().st_mtime
-        if newer:
-            files.remove(self._workspace.run(attempt.job).config)  # freeze today's settings
-            self._context.clear("config")
-        return newer
-
-    async def _claim(self) -> None:
-        """Take the first waiting job that intake has found good, once the workspace is fit for it."""
-        if self._context.desired.stop == "after_file":
-            return
-        found = next(store.iterate(self._workspace, *WAITING_STATES), None)
-        if found is None or not found.report.exists():
-            return
-        await self._context.runner.ensure_server()
-        settings = assigning.job_settings(self._workspace, found, self._context.settings)
-        try:
-            stale = await asyncio.to_thread(assigning.stale, self._workspace, found, settings)
-        except DaemonError as error:
-            self._context.hold("config", error.message, error.remedy)
-            return
-        if stale:
-            self._context.tracker.event("reading_anew", f"{found.job.file} is read anew: {stale}", job=found.id)
-            files.remove(found.report)
-            self._taking.forget(found.id)
-            self.wake()
-            return
-        await self._begin(found, settings)
-
-    async def _begin(self, found: store.Found, settings: config.Settings) -> None:
-        """Preflight, assignment, move to processing, hand over; in this order, so that every crash can be read."""
-        context, workspace = self._context, self._workspace
-        settings = assigning.job_settings(workspace, found, settings)
-        try:
-            assigning.check_model(workspace, settings)
-            parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
-        except BadConfig as error:
-            context.hold("config", error.message, error.remedy)
-            return
-        except DaemonError as error:
-            context.hold("model", error.message, error.remedy)
-            return
-        context.clear("config")
-        context.clear("model")
-        resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
-        for problem in problems:
-            context.tracker.event("checkpoint_damaged", problem, job=found.id)
-        for name in checkpoints.clear_the_way(workspace, resume):
-            context.tracker.event("set_aside", f"{name} is not in the lineage; it lies in models/trash", job=found.id)
-        assigning.freeze(workspace, found, settings)
-        attempt = assigning.assign(workspace, found, settings, parent, resume)
-        if found.state is not State.PROCESSING:
-            found = store.move(workspace, found, State.PROCESSING)
-        start = Assignment.load(attempt.assignment)
-        assert start
-        where = f"from {resume.name}" if resume else f"from step {start.base_step}"
-        context.tracker.event("attempt_started", f"{found.job.file}: attempt {attempt.number} {where}", job=found.id)
-        await context.runner.hand_over(attempt)
-
 
 def settling_seconds() -> float:
     """How long `--once` waits for what was wished for."""
     return 60.0
-
-
-class _Wake(FileSystemEventHandler):
-    """Any change in a watched folder wakes the loop; which one, the loop sees for itself."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in ("opened", "closed_no_write"):
-            self._wake()
-
-
-def watch(workspace: Workspace, wake: Callable[[], None]) -> BaseObserver:
-    """File events for what people and other processes drop."""
-    observer = Observer()
-    for folder in (workspace.inbox, workspace.wishes, *(workspace.state(s) for s in WAITING_STATES)):
-        observer.schedule(_Wake(wake), str(folder))
-    observer.start()
-    return observer

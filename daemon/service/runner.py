@@ -47,6 +47,8 @@ class Runner:
         self._idle_since = time.monotonic()
         self._followed: dict[int, int] = {}  # pid -> pidfd
         self._free_since: tuple[Attempt, float] | None = None
+        # Executed anew, the daemon has the fork servers of its earlier life as children that it must bury.
+        self._inherited = [child.pid for child in psutil.Process().children()]
 
     # ---- the fork server ----
 
@@ -82,7 +84,8 @@ class Runner:
             await self._server.stdin.drain()
 
     def rest(self) -> None:
-        """Give the fork server's memory back after a long time without work."""
+        """Give the fork server's memory back after a long time without work; bury those of an earlier life."""
+        self._inherited = [pid for pid in self._inherited if not _buried(pid)]
         if self.alive():
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > IDLE_SECONDS:
@@ -174,6 +177,13 @@ class Runner:
     def impatient(self) -> bool:
         """Whether the loop should look again soon, without an event."""
         return self._handed_over is not None and not self._followed
+
+
+def _buried(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def _same_process(holder: dict[str, Any]) -> bool:

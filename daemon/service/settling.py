@@ -20,7 +20,6 @@ FAILED_ENDINGS = (
     Ending.OUT_OF_MEMORY,
     Ending.NOT_FINITE,
     Ending.GPU,
-    Ending.DISK_FULL,
     Ending.BUG,
     Ending.KILLED,
 )
@@ -75,7 +74,7 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
     elif decision.action is Action.PAUSE:
-        context.hold("config", decision.reason, remedy_for(attempt), found.id)
+        context.hold("disk" if ending is Ending.DISK_FULL else "config", decision.reason, remedy_for(attempt), found.id)
     return None
 
 

@@ -33,9 +33,9 @@ class Taking:
         self._not_before = 0.0
         self.unsettled = False  # something in the inbox is not at rest yet
 
-    def forget(self, job: str) -> None:
-        """Look at this job's report again."""
-        self._checked.discard(job)
+    def has_checked(self, job: str) -> bool:
+        """Whether this waiting job was read and found good."""
+        return job in self._checked and job not in self._context.to_read_again
 
     async def step(self) -> None:
         self._take_in()
@@ -92,17 +92,30 @@ class Taking:
     # ---- jobs -> reports ----
 
     async def _begin_intake(self) -> None:
-        for state in WAITING_STATES:
-            for name in store.names(self._context.workspace, state):
+        waiting = {state: store.names(self._context.workspace, state) for state in WAITING_STATES}
+        self._checked &= {name for names in waiting.values() for name in names}
+        self._checked -= self._context.to_read_again
+        self._context.to_read_again.clear()
+        for state, names in waiting.items():
+            for name in names:
                 found = None if name in self._checked else store.look(self._context.workspace, state, name)
                 if found is None:
                     continue
                 report = read_report(found)
+                if found.job.reason is not None:
+                    self._put_back_by_hand(found)
+                    report = None
                 if report is not None:
                     self._act_on(found, report)
                 elif time.monotonic() >= self._not_before:
                     await self._start(found)
                     return
+
+    def _put_back_by_hand(self, found: Found) -> None:
+        """A job that had ended and lies here again was moved by a person: that is a retry, and it is read anew."""
+        files.remove(found.report)
+        found.job.model_copy(update={"reason": None, "remedy": None}).save(found.folder / store.RECORD)
+        self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 
     async def _start(self, found: Found) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -133,7 +146,6 @@ class Taking:
             self._context.clear("environment")
 
     def _act_on(self, found: Found, report: IntakeReport) -> None:
-        self._checked.add(found.id)
         known = None if found.job.again else ledger.trained_as(self._context.workspace, report.sha256)
         if not report.usable:
             fail(self._context, found, report.reason or "not usable", report.remedy)
@@ -141,6 +153,7 @@ class Taking:
             remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
             end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
         else:
+            self._checked.add(found.id)
             left_out = f", {report.bad_rows} bad rows left out" if report.bad_rows else ""
             what = f"{report.rows} rows, {report.tokens} tokens{left_out}; {report.estimated_steps} updates"
             self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)

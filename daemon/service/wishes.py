@@ -1,6 +1,7 @@
 """Pause, resume, stop, skip, set-priority, remove, retry -> deeds; each answered when it is true, never twice."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,8 +21,8 @@ ANSWERS_KEPT = timedelta(hours=1)
 async def obey(context: Context) -> None:
     """Bring every open wish one step on; a wish stays a file until it is true and answered."""
     _obey_stop_file(context)
-    for path in sorted(context.workspace.wishes.glob("*.json")):
-        if path.name.endswith(".answer.json"):
+    for path in sorted(context.workspace.wishes.iterdir()):
+        if path.name.endswith(".answer.json") or path.name.startswith("."):
             _forget_old(path)
             continue
         wish = _read(path)
@@ -145,6 +146,7 @@ def _put_back(context: Context, found: Found, again: bool) -> None:
         found = store.Found(found.state, found.folder, found.job.model_copy(update={"again": True}))
     # A file that could not be used is read anew: what was wrong may have been mended, in it or around it.
     files.remove(found.report)
+    context.read_again(found.id)
     store.move(context.workspace, found, State(found.job.priority))
 
 
@@ -254,6 +256,8 @@ def _no(wish: Wish, message: str, remedy: str, code: Exit = Exit.REFUSED) -> Ans
 
 
 def _forget_old(path: Path) -> None:
-    age = datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    if age > ANSWERS_KEPT:
-        files.remove(path)
+    """Answers that were read long ago, and what faces that died left half-written."""
+    with contextlib.suppress(FileNotFoundError):  # a temporary file that has just got its name
+        age = datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        if age > ANSWERS_KEPT:
+            files.remove(path)

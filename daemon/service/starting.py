@@ -1,0 +1,118 @@
+"""Start next: preflight, assignment, move to processing, hand over; in this order, so that every crash can be read."""
+
+import asyncio
+
+import psutil
+
+from daemon.core import files
+from daemon.core.config import Settings
+from daemon.core.errors import BadConfig, DaemonError
+from daemon.core.paths import Attempt
+from daemon.core.records import WAITING_STATES, State
+from daemon.jobs import store
+from daemon.jobs.recovery import Action, Ending, decide
+from daemon.jobs.store import Found
+from daemon.models import checkpoints, trash
+from daemon.service import assigning, settling
+from daemon.service.context import Context
+from daemon.service.taking import Taking
+
+SPARE_CHECKPOINTS = 2  # of free space, before a job that a full disk has ended goes on
+
+
+class Starting:
+    """Hands the next attempt to a worker, where none runs and nothing stands against it."""
+
+    def __init__(self, context: Context, taking: Taking) -> None:
+        self._context, self._taking = context, taking
+
+    async def step(self, *, stopping: bool) -> None:
+        context = self._context
+        context.reload_config()
+        if stopping or context.blocked or context.runner.alive():
+            return
+        if self._taking.busy or self._taking.unsettled or store.names(context.workspace, State.PROCESSING):
+            await context.runner.ensure_server()
+        found = store.processing(context.workspace)
+        if found is None:
+            await self._claim()
+        elif self._ready_for_another(found):
+            await self._begin(found, context.settings)
+
+    # ---- the job in processing ----
+
+    def _ready_for_another(self, found: Found) -> bool:
+        """Whether the job waits for a new attempt: its newest one has ended, and not for good."""
+        attempt = self._context.workspace.run(found.id).newest_attempt()
+        if attempt is None:
+            return True
+        ended = self._context.runner.ending(attempt)
+        if ended is None:
+            return False
+        decision = decide(*ended, settling.attempts_without_progress(self._context, found))
+        if decision.action is Action.PAUSE:
+            return self._mended(attempt, ended[0])
+        return decision.action is Action.GO_ON
+
+    def _mended(self, attempt: Attempt, ending: Ending) -> bool:
+        """Whether what has stopped an attempt is over: the configuration was changed, or the disk has room again."""
+        if ending is Ending.DISK_FULL:
+            newest = checkpoints.every(self._context.workspace)
+            needed = SPARE_CHECKPOINTS * sum(f.stat().st_size for f in newest[-1].iterdir()) if newest else 0
+            mended = psutil.disk_usage(str(self._context.workspace.root)).free > max(needed, 2**20)
+        else:
+            mended = self._context.workspace.config.stat().st_mtime > attempt.outcome.stat().st_mtime
+            if mended:
+                files.remove(self._context.workspace.run(attempt.job).config)  # so that today's settings are frozen
+        if mended:
+            self._context.clear("disk" if ending is Ending.DISK_FULL else "config")
+        return mended
+
+    # ---- the next job ----
+
+    async def _claim(self) -> None:
+        """Take the first waiting job that intake has found good, once the workspace is fit for it."""
+        context = self._context
+        if context.desired.stop == "after_file":
+            return
+        found = next(store.iterate(context.workspace, *WAITING_STATES), None)
+        if found is None or not self._taking.has_checked(found.id):
+            return
+        await context.runner.ensure_server()
+        settings = assigning.job_settings(context.workspace, found, context.settings)
+        try:
+            stale = await asyncio.to_thread(assigning.stale, context.workspace, found, settings)
+        except DaemonError as error:
+            context.hold("config", error.message, error.remedy)
+            return
+        if stale:
+            context.tracker.event("reading_anew", f"{found.job.file} is read anew: {stale}", job=found.id)
+            files.remove(found.report)
+            context.read_again(found.id)
+            return
+        await self._begin(found, settings)
+
+    async def _begin(self, found: Found, settings: Settings) -> None:
+        context, workspace = self._context, self._context.workspace
+        settings = assigning.job_settings(workspace, found, settings)
+        try:
+            assigning.check_model(workspace, settings)
+            parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
+        except DaemonError as error:
+            context.hold("config" if isinstance(error, BadConfig) else "model", error.message, error.remedy)
+            return
+        context.clear("config")
+        context.clear("model")
+        trash.clear_leftovers(workspace.current_model)  # no worker lives here now
+        resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
+        for problem in problems:
+            context.tracker.event("checkpoint_damaged", problem, job=found.id)
+        for name in checkpoints.clear_the_way(workspace, resume):
+            context.tracker.event("set_aside", f"{name} is not in the lineage; it lies in models/trash", job=found.id)
+        assigning.freeze(workspace, found, settings)
+        attempt = assigning.assign(workspace, found, settings, parent, resume)
+        if found.state is not State.PROCESSING:
+            found = store.move(workspace, found, State.PROCESSING)
+        where = f"from {resume.name}" if resume else f"from its first row, at step {parent.step}"
+        context.tracker.event("attempt_started", f"{found.job.file}: attempt {attempt.number} {where}", job=found.id)
+        await context.runner.hand_over(attempt)
