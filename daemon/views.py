@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.errors import NotFound
 from daemon.core.paths import Workspace
 from daemon.core.records import ENDED_STATES, Desired, IntakeReport, Job, State
@@ -48,7 +48,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         shown |= {**dict.fromkeys(LIVE_KEYS), "status": "starting", "reason": None}
     return shown | {
         "daemon_running": running,
-        "worker_running": files.is_locked(workspace.worker_lock),
+        "worker_running": locks.is_locked(workspace.worker_lock),
         "stale": age is not None and age > (shown["stale_after_seconds"] or 0),
         "age_seconds": age,
         "last_seen": shown["updated_at"],
@@ -57,12 +57,12 @@ def status(workspace: Workspace) -> dict[str, Any]:
 
 def daemon_runs(workspace: Workspace) -> bool:
     """Whether a daemon holds this workspace now; known by its lock, never by a number."""
-    return files.is_locked(workspace.daemon_lock)
+    return locks.is_locked(workspace.daemon_lock)
 
 
 def _written_by_another(workspace: Workspace, pid: int | None) -> bool:
     """Whether the status is the last word of an earlier daemon, which the present one has not replaced yet."""
-    holder = (files.lock_holder(workspace.daemon_lock) or {}).get("pid")
+    holder = (locks.lock_holder(workspace.daemon_lock) or {}).get("pid")
     return None not in (holder, pid) and holder != pid
 
 

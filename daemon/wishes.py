@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from daemon import views
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.errors import (
     BadConfig,
     BadData,
@@ -82,9 +82,9 @@ def send(
 def _await_answer(workspace: Workspace, wish: Wish, wait_seconds: float) -> Answer:
     path = workspace.wishes / f"{wish.id}.answer.json"
     end = time.monotonic() + wait_seconds
-    grace_ends = time.monotonic() if not files.is_locked(workspace.daemon_lock) else None
+    grace_ends = time.monotonic() if not locks.is_locked(workspace.daemon_lock) else None
     while (answer := Answer.load(path)) is None:
-        if files.is_locked(workspace.daemon_lock):
+        if locks.is_locked(workspace.daemon_lock):
             grace_ends = None
         elif grace_ends is None:
             grace_ends = time.monotonic() + GRACE_SECONDS

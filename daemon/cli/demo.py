@@ -17,10 +17,11 @@ from rich.text import Text
 from daemon.cli import demo_data
 from daemon.cli.demo_screen import draw_answers, figure, headline, show_line
 from daemon.cli.words import show
-from daemon.core import files
+from daemon.core import files, locks
+from daemon.core.attempts import Evaluation
 from daemon.core.errors import DaemonError, Exit, Refused, TimedOut
 from daemon.core.paths import Workspace
-from daemon.core.records import Evaluation, LedgerLine, Verdict
+from daemon.core.records import LedgerLine, Verdict
 
 PAUSE_AT_STEP = 30  # of the first file: far enough to see the loss fall, far from the end
 PATIENCE_SECONDS = 240.0  # for anything that is waited for
@@ -108,7 +109,7 @@ class Story:
         try:
             typed = f"$ {_spelled('training_daemon')} --base-dir {self._place} &"
             show(Text(typed, style="bold"), f"what it says goes to {_shortest(log)}")
-            self._wait_for("the daemon", lambda: files.is_locked(self._workspace.daemon_lock))
+            self._wait_for("the daemon", lambda: locks.is_locked(self._workspace.daemon_lock))
             yield
         finally:
             if process.poll() is None:
@@ -176,7 +177,7 @@ class Story:
             f"{_spelled('training_daemon')} --base-dir {self._place} &        start the daemon again",
             f"cp my-data.jsonl {self._place}/inbox/        drop a file of your own; each line is for example",
             '    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
-            "    (on another subject so small a model may forget the capitals: then the gate refuses it, and says so)",
+            "    (on another subject so small a model forgets the capitals; a real one has a gate against that)",
             f"{_spelled('training_controller')} stop --base-dir {self._place}        end the daemon",
             f"{_spelled('training_daemon')} init ~/my-model --model PATH|HUB_ID        a workspace for your own model",
         )

@@ -76,8 +76,8 @@ BAD_LINES = (
     '{"messages": [{"role": "user", "content": "Name the capital of Estonia."}]}',  # nobody answers
 )
 
-# Small and explicit. The rate suits a model that knows nothing yet; so does the wide gate: what such a model learns
-# first moves its loss on other questions more than 5 %.
+# Small and explicit. The rate suits a model that knows nothing yet. So does the open gate: the holdout asks for
+# capitals only, and whatever else so small a model learns makes it forget them.
 SETTINGS: Row = {
     "model_name": "tiny-qwen3",
     "base_model": "models/base/tiny-qwen3",
@@ -96,7 +96,7 @@ SETTINGS: Row = {
     "max_new_tokens": 32,
     "poll_interval": 2,
     "settle_seconds": 0.5,
-    "gate": {"mode": "auto", "max_regression": 0.5, "max_regression_over_best": 0.5},
+    "gate": {"mode": "off"},
 }
 
 

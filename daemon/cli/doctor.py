@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.cli.common import Face
-from daemon.core import config, files
+from daemon.core import config, files, locks
 from daemon.core.errors import DaemonError, Exit
 from daemon.core.paths import Workspace
 
@@ -203,8 +203,8 @@ def _inotify(workspace: Workspace) -> Check:
 
 
 def _daemon(workspace: Workspace) -> Check:
-    holder = files.lock_holder(workspace.daemon_lock)
-    running = files.is_locked(workspace.daemon_lock)
+    holder = locks.lock_holder(workspace.daemon_lock)
+    running = locks.is_locked(workspace.daemon_lock)
     return Check("daemon", True, f"runs as process {(holder or {}).get('pid', '?')}" if running else "does not run")
 
 

@@ -107,7 +107,7 @@ def _error(error: dict[str, Any] | None) -> list[Text]:
 
 
 def _line(name: str, text: str, style: str = "") -> Text:
-    return Text(f"  {name:<7}", style="dim").append(text, style=style or "not dim")
+    return Text(f"  {name:<8}", style="dim").append(text, style=style or "not dim")
 
 
 # ---- the queue ----

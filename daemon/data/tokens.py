@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Self
 
 from daemon.core import files
+from daemon.core.attempts import FileSeal
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig
-from daemon.core.records import FileSeal, Record
+from daemon.core.records import Record
 from daemon.data.formats import DIGEST_BYTES
 
 FORMAT = 1  # of rendering and cache: raised where the same rows would give other tokens or masks

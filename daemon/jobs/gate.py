@@ -2,8 +2,9 @@
 
 import math
 
+from daemon.core.attempts import Evaluation, Manifest
 from daemon.core.config import Gate
-from daemon.core.records import Evaluation, Manifest, Verdict, now
+from daemon.core.records import Verdict, now
 
 
 def judge(gate: Gate, manifest: Manifest, checkpoint: str, evaluation: Evaluation, best: float | None) -> Verdict:
@@ -27,24 +28,30 @@ def judge(gate: Gate, manifest: Manifest, checkpoint: str, evaluation: Evaluatio
 
 
 def _reasoned(gate: Gate, manifest: Manifest, evaluation: Evaluation, best: float | None) -> tuple[bool, str]:
+    after = evaluation.after
     if not manifest.final:
         return False, "the training did not reach its end"
+    figures = f"holdout loss {after:.4f}" if after is not None else "no holdout loss"
+    if evaluation.before is not None:
+        figures += f"; the accepted model's was {evaluation.before:.4f}"
     if gate.mode == "off":
-        return True, "the gate is off"
+        return True, f"the gate is off; {figures}"
     if evaluation.holdout_key is None:
         return True, "ended well; there is no holdout, so nothing else was checked"
-    if evaluation.after is None or not math.isfinite(evaluation.after):
-        return False, f"the holdout loss is {evaluation.after}"
+    if after is None or not math.isfinite(after):
+        return False, f"the holdout loss is {after}"
     bounds = [
         ("the accepted model's", evaluation.before, gate.max_regression),
         ("the best accepted model's", best, gate.max_regression_over_best),
     ]
     for whose, loss, allowed in bounds:
-        if loss is not None and evaluation.after > loss * (1 + allowed):
-            worse = evaluation.after / loss - 1
+        if loss is not None and after > loss * (1 + allowed):
             return (
                 False,
-                f"holdout loss {evaluation.after:.4f} is {worse:.1%} above {whose} {loss:.4f} ({allowed:.0%} allowed)",
+                f"holdout loss {after:.4f} is {_times(after, loss)} {whose} {loss:.4f} ({allowed:.0%} more is allowed)",
             )
-    compared = "" if evaluation.before is None else f"; the accepted model's was {evaluation.before:.4f}"
-    return True, f"holdout loss {evaluation.after:.4f}{compared}"
+    return True, figures
+
+
+def _times(after: float, loss: float) -> str:
+    return f"{after / loss:.1f} times" if after > 2 * loss else f"{after / loss - 1:.1%} above"

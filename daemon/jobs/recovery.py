@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from daemon.core.attempts import ExitInfo, Outcome
 from daemon.core.errors import WorkerExit
-from daemon.core.records import ExitInfo, Outcome
 
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 

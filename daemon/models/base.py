@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.core import files
+from daemon.core.attempts import FileSeal
 from daemon.core.errors import BadData, DaemonError, NotFound, Refused, UsageError
 from daemon.core.paths import Workspace
-from daemon.core.records import FileSeal, Record
+from daemon.core.records import Record
 from daemon.models import weights
 
 SEAL = "seal.json"

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from daemon.core import files
+from daemon.core.attempts import CheckpointName, FileSeal, Manifest
 from daemon.core.paths import Workspace
-from daemon.core.records import CheckpointName, FileSeal, Manifest
 from daemon.models import trash
 
 MANIFEST = "manifest.json"

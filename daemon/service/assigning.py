@@ -6,10 +6,11 @@ from pathlib import Path
 import yaml
 
 from daemon.core import files
+from daemon.core.attempts import Assignment, CheckpointName, Evaluation, Manifest
 from daemon.core.config import Settings, override
 from daemon.core.errors import BadConfig, DaemonError
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import Assignment, CheckpointName, Evaluation, IntakeReport, Manifest
+from daemon.core.records import IntakeReport
 from daemon.data import holdout, tokens
 from daemon.jobs import ledger
 from daemon.jobs.store import Found

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable
 
 from watchdog.observers.api import BaseObserver
 
-from daemon.core import config, files
+from daemon.core import config, files, locks
+from daemon.core.attempts import Control
 from daemon.core.errors import DaemonError, Exit, Locked
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Workspace
-from daemon.core.records import Control, now
+from daemon.core.records import now
 from daemon.jobs import inbox
 from daemon.models import trash
 from daemon.service import settling, wishes
@@ -54,12 +55,12 @@ def run(workspace: Workspace, once: bool = False) -> int:
     return int(Exit.GOOD)
 
 
-def hold_workspace(workspace: Workspace) -> files.Lock:
+def hold_workspace(workspace: Workspace) -> locks.Lock:
     """The lock that makes this process the one daemon of the workspace."""
     try:
-        return files.Lock(workspace.daemon_lock)
+        return locks.Lock(workspace.daemon_lock)
     except BlockingIOError:
-        holder = files.lock_holder(workspace.daemon_lock) or {}
+        holder = locks.lock_holder(workspace.daemon_lock) or {}
         raise Locked(
             f"Another daemon (process {holder.get('pid', 'unknown')}) runs on {workspace.root}.",
             "use it, or end it first with: training_controller stop --now",

@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from daemon.core import files, heartbeat
+from daemon.core import heartbeat, locks
+from daemon.core.attempts import ExitInfo, Outcome
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import ExitInfo, Outcome
 from daemon.jobs.recovery import Ending, classify
 
 START_SECONDS = 120.0  # from the hand-over to the worker's lock: imports on a slow disk, at worst
@@ -101,11 +101,11 @@ class Runner:
 
     def alive(self) -> bool:
         """Whether a worker lives in this workspace, whoever started it."""
-        return files.is_locked(self._workspace.worker_lock)
+        return locks.is_locked(self._workspace.worker_lock)
 
     def holder(self) -> dict[str, Any] | None:
         """Who the living worker says it is."""
-        return files.lock_holder(self._workspace.worker_lock)
+        return locks.lock_holder(self._workspace.worker_lock)
 
     def attempt(self) -> Attempt | None:
         """The attempt that the living worker runs."""

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from daemon.core import files
+from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
 from daemon.core.config import Settings
 from daemon.core.paths import Attempt
-from daemon.core.records import Assignment, Evaluation, ExitInfo, LedgerLine, Manifest, Outcome, State, Verdict, now
+from daemon.core.records import LedgerLine, State, Verdict, now
 from daemon.jobs import gate, ledger, store
 from daemon.jobs.recovery import Action, Ending, classify, decide
 from daemon.jobs.store import Found

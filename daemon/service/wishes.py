@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core import files
+from daemon.core.attempts import Control
 from daemon.core.errors import DaemonError, Exit
-from daemon.core.records import WAITING_STATES, Answer, Control, State, Wish, now
+from daemon.core.records import WAITING_STATES, Answer, State, Wish, now
 from daemon.jobs import store
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
@@ -73,8 +74,11 @@ async def resume(context: Context, wish: Wish) -> Answer | None:
         return _yes(wish, "nothing was paused; the daemon takes the next file by itself")
     context.wish(paused=False, reason=None)
     found = store.processing(context.workspace)
-    what = f"{found.job.file} goes on" if found else "the next file is taken when one waits"
-    return _yes(wish, f"resumed; {what}{await _saved(context)}")
+    if found is None:
+        return _yes(wish, "resumed; the next file is taken when one waits")
+    facts = await _facts(context)
+    where = f"after update {facts['job_step']} of {facts['job_total_steps']}" if facts else "from its first row"
+    return _yes(wish, f"resumed; {found.job.file} goes on {where}", **facts)
 
 
 async def stop(context: Context, wish: Wish) -> Answer | None:

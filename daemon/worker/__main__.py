@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from daemon.core import files
+from daemon.core.attempts import ExitInfo
 from daemon.core.errors import WorkerExit
 from daemon.core.paths import Attempt
-from daemon.core.records import ExitInfo, now
+from daemon.core.records import now
 from daemon.worker import attempt
 
 READY = "ready"

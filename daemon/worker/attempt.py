@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from daemon.core import files
+from daemon.core import locks
+from daemon.core.attempts import Assignment, Outcome
 from daemon.core.errors import BadConfig, BadData, WorkerExit
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import Assignment, Outcome, now
+from daemon.core.records import now
 from daemon.worker.callbacks import NotFinite, Orders
 from daemon.worker.train import Result, train
 
@@ -30,7 +31,7 @@ def run(folder: Path) -> int:
     workspace = Workspace(Path(assignment.workspace))
     _redirect_output(workspace.run(assignment.job).worker_log)
     try:
-        lock = files.Lock(workspace.worker_lock)
+        lock = locks.Lock(workspace.worker_lock)
     except BlockingIOError:
         return WorkerExit.BUSY
     lock.describe(_identity(attempt))

@@ -10,9 +10,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from daemon.core import files
+from daemon.core.attempts import Control, Evaluation
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Run
-from daemon.core.records import Control, Evaluation, now
+from daemon.core.records import now
 from daemon.worker.evaluate import THINK_TAG, WATCH_ROWS, Holdout, readable, seed_everything, set_rng_states, split
 from daemon.worker.saving import Saver
 from daemon.worker.trainer import JobTrainer
@@ -157,7 +158,7 @@ class Step(TrainerCallback):
             step,
             self._epoch(step),
             validation_loss=loss,
-            validation_rows=rows,
+            validation_rows=self._holdout.count(rows),
             val_train_gap=gap,
             accuracy_percent=percent(sum(matches), len(matches)),
             think_tag_percent=percent(sum(THINK_TAG in o for o in outputs), len(outputs)),

@@ -97,7 +97,7 @@ class Holdout:
     def loss(self, model: PreTrainedModel, limit: int) -> float:
         """Mean loss a trained token over the first `limit` rows. The same rows in the same batches each time."""
         total, tokens = 0.0, 0
-        count = min(limit, len(self._rows))
+        count = self.count(limit)
         size = self._settings.micro_batch_rows
         with aside(model, self._heartbeat, Phase.EVALUATE), torch.no_grad():
             for first in range(0, count, size):
@@ -108,8 +108,12 @@ class Holdout:
                 self._heartbeat.beat(micro_batches=1)
         return total / max(tokens, 1)
 
+    def count(self, limit: int) -> int:
+        """How many rows are measured where `limit` are asked for."""
+        return min(limit, len(self._rows))
+
     def rows_for_gate(self) -> int:
-        return min(GATE_ROWS, len(self._rows))
+        return self.count(GATE_ROWS)
 
     def examples(self, model: PreTrainedModel) -> tuple[list[dict[str, Any]], bool]:
         """Prompt, golden answer and the model's answer of the first rows, and whether the deadline passed."""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from daemon.core import files
+from daemon.core.attempts import Assignment, Exactness, Manifest, Trained
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Workspace
-from daemon.core.records import Assignment, Exactness, Manifest, Trained, now
+from daemon.core.records import now
 from daemon.models import checkpoints
 from daemon.worker.evaluate import rng_states
 from daemon.worker.trainer import JobTrainer

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from daemon.core import files
+from daemon.core.attempts import Assignment, Evaluation, Exactness
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import Assignment, Evaluation, Exactness
 from daemon.models import checkpoints
 from daemon.worker import saving
 from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed

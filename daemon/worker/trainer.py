@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.optimization import get_scheduler
 
+from daemon.core.attempts import Assignment
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.core.records import Assignment
 from daemon.worker.batches import IGNORED, FromStep, Updates
 from daemon.worker.evaluate import token_loss
 

@@ -44,3 +44,19 @@ def make_bench(tmp_path: Path, model: Path) -> Iterator[Callable[..., Bench]]:
     yield make
     for bench in made:
         bench.end()
+
+
+@pytest.fixture
+def make_demo(tmp_path: Path) -> Iterator[Callable[[], Bench]]:
+    """Makes a demo workspace, as `training_daemon init DIR --demo` does."""
+    made: list[Bench] = []
+
+    def make() -> Bench:
+        bench = Bench(tmp_path / f"demo{len(made)}")
+        bench.command("training_daemon", "init", str(bench.root), "--demo", base_dir=False).check_returncode()
+        made.append(bench)
+        return bench
+
+    yield make
+    for bench in made:
+        bench.end()

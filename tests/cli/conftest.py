@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.paths import Workspace
 from daemon.core.records import Answer, IntakeReport, Job, State, Wish, now
 from daemon.jobs import store
@@ -85,7 +85,7 @@ def answering(workspace: Workspace) -> Callable[..., AbstractContextManager[list
 
     @contextmanager
     def answer(done: bool = True, **said: Any) -> Iterator[list[Wish]]:
-        lock, heard, over = files.Lock(workspace.daemon_lock), [], threading.Event()
+        lock, heard, over = locks.Lock(workspace.daemon_lock), [], threading.Event()
         reply = {"message": "done", **said}
 
         def serve() -> None:

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.errors import Exit
 from daemon.core.records import State
 
@@ -44,7 +44,7 @@ def test_skip_names_the_job_that_runs_now(call, answering, job_at):
 
 
 def test_a_wish_that_is_not_true_in_time_ends_with_timed_out_and_expires(call, workspace):
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     said = call("training_controller", "pause", "--timeout", "0.2")
     assert said.code == Exit.TIMED_OUT and "pause was asked for" in said.err
     (wish,) = (files.read_json(path) for path in workspace.wishes.iterdir())
@@ -54,7 +54,7 @@ def test_a_wish_that_is_not_true_in_time_ends_with_timed_out_and_expires(call, w
 
 
 def test_no_wait_returns_at_once(call, workspace):
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     said = call("training_controller", "pause", "--no-wait")
     assert (said.code, said.out) == (0, "asked for: pause\n")
     lock.release()

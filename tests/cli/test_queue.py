@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from daemon import views, wishes
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.errors import Exit
 from daemon.core.records import ENDED_STATES, State
 from daemon.jobs import store
@@ -86,7 +86,7 @@ def test_where_one_file_cannot_be_added_none_is(call, workspace, source, tmp_pat
     [(State.NORMAL, Exit.GOOD, "queued as #1: {} (98 rows, 2 refused)"), (State.FAILED, Exit.BAD_DATA, "refused: bad")],
 )
 def test_add_says_what_the_daemon_made_of_the_file(call, workspace, source, job_at, until, state, code, text):
-    lock, said = files.Lock(workspace.daemon_lock), []
+    lock, said = locks.Lock(workspace.daemon_lock), []
     adding = threading.Thread(target=lambda: said.append(call("training_queue", "add", source)))
     adding.start()
     until(lambda: (workspace.inbox / "a.jsonl").exists())
@@ -135,7 +135,7 @@ def test_wait_is_good_for_completed_jobs_only(call, job_at, state):
 
 
 def test_wait_returns_when_the_job_ends_and_gives_up_in_time(call, workspace, job_at):
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     job = job_at("a.jsonl", State.PROCESSING)
     assert call("training_queue", "wait", "a.jsonl", "--timeout", "0.2").code == Exit.TIMED_OUT
     said = []

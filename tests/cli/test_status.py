@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon import views
-from daemon.core import files
+from daemon.core import files, locks
 from daemon.core.records import Desired, State
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,13 +40,13 @@ def test_a_dead_daemon_is_never_shown_as_training(call, workspace):
 
 
 def test_a_worker_that_goes_on_without_its_daemon_is_named(call, workspace):
-    lock = files.Lock(workspace.worker_lock)
+    lock = locks.Lock(workspace.worker_lock)
     assert "a worker goes on by itself" in call("training_controller").out
     lock.release()
 
 
 def test_with_a_daemon_the_status_is_what_it_wrote(workspace):
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     write_status(workspace, loss=0.5)
     shown = views.status(workspace)
     assert (shown["status"], shown["loss"], shown["stale"]) == ("training", 0.5, False)
@@ -56,7 +56,7 @@ def test_with_a_daemon_the_status_is_what_it_wrote(workspace):
 
 
 def test_what_an_earlier_daemon_wrote_is_not_the_state_of_the_present_one(workspace):
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     lock.describe({"pid": os.getpid()})
     write_status(workspace, pid=os.getpid() + 1)
     assert views.status(workspace)["status"] == "starting"
@@ -71,7 +71,7 @@ def test_every_key_of_the_status_is_there_and_documented(workspace):
 
 def test_a_status_for_people_shows_steps_figures_and_the_error_with_its_remedy(call, workspace, job_at):
     job_at("b.jsonl", State.NORMAL)
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     error = {"class": "disk", "message": "the disk is full", "remedy": "free 3 GB", "at": "", "job": None}
     write_status(workspace, job_step=5, job_total_steps=10, progress_percent=50.0, loss="NaN", error=error)
     said = call("training_controller").out
@@ -91,7 +91,7 @@ def test_no_color_means_no_colour(call, environment, coloured):
 def test_the_queue_says_why_a_file_waits(workspace, job_at):
     job_at("a.jsonl", State.NORMAL)
     assert [row["waits_for"] for row in views.queue(workspace)] == ["daemon not running"]
-    lock = files.Lock(workspace.daemon_lock)
+    lock = locks.Lock(workspace.daemon_lock)
     job_at("b.jsonl", State.HIGH)
     assert [(row["file"], row["waits_for"]) for row in views.queue(workspace)] == [
         ("b.jsonl", "next"),

@@ -1,4 +1,4 @@
-"""Put on a worker's PYTHONPATH, writes down what the model is really fed and at which rate the optimizer really steps."""
+"""On a worker's PYTHONPATH: writes down what the model is really fed, and at which rate the optimizer really steps."""
 
 import hashlib
 import importlib.abc

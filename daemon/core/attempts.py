@@ -1,0 +1,116 @@
+"""What the daemon and a worker tell each other, and the manifests of checkpoints, as frozen records."""
+
+from typing import Any, Literal
+
+from daemon.core.records import Record
+
+Exactness = Literal["bitwise", "statistical"]
+
+
+class CheckpointName(Record):
+    """A checkpoint, and the proof of which one it was."""
+
+    checkpoint: str  # checkpoint-<global_step>
+    manifest_sha256: str
+
+
+class Trained(Record):
+    """One dataset that the weights contain; `lineage` in a manifest is a list of these, oldest first."""
+
+    job: str
+    file: str
+    sha256: str
+    rows: int
+    epochs: int
+    steps: int  # updates taken for it
+
+
+class FileSeal(Record):
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """`manifest.json` in a checkpoint, written last: it is whole, and this is what it contains."""
+
+    job: str
+    attempt: int
+    step: int  # global_step: updates that the weights contain
+    base_step: int  # global_step of the parent
+    job_step: int  # updates of this job
+    job_total_steps: int
+    rows_consumed: int  # of the flat stream over all epochs
+    final: bool  # the job's last update is in it
+    parent: CheckpointName | None  # the accepted checkpoint it grew from; None = the base model
+    lineage: list[Trained]  # this job's entry included
+    base_model: str  # sha256 over the base model's files
+    method: str
+    skipped_updates: int = 0
+    plan: str  # sha256 of all that decides rows, order and arithmetic; another plan cannot be continued exactly
+    versions: dict[str, str]  # of the libraries
+    threads: int
+    exactness: Exactness
+    created_at: str
+    files: dict[str, FileSeal]
+
+
+class Assignment(Record):
+    """`assignment.json`: all that a worker needs to know; written by the daemon, then never changed."""
+
+    job: str
+    file: str
+    data_sha256: str
+    attempt: int
+    workspace: str  # absolute path
+    settings: dict[str, Any]  # frozen: config.json with the job's sidecar applied
+    tokens: str  # folder of the job's token cache, relative to the workspace
+    holdout: str | None  # folder of the holdout's token cache
+    holdout_key: str | None
+    base_model: str  # folder, relative to the workspace
+    base_model_sha256: str
+    parent: CheckpointName | None
+    parent_lineage: list[Trained]
+    base_step: int
+    resume: str | None  # this job's checkpoint to go on from
+    before: float | None  # validation loss of the parent on the whole holdout, where it is known
+    rows: int
+    total_steps: int
+    lineage_has_optimizer: bool = True
+
+
+class Control(Record):
+    """`control.json`: what the daemon wants of the worker at the next step."""
+
+    action: Literal["pause", "stop", "drop"]  # drop: end without saving
+    reason: str
+
+
+class Outcome(Record):
+    """`outcome.json`: how the attempt ended, in the worker's own words; written last."""
+
+    kind: str  # done, paused, stopped, bad_data, bad_config, out_of_memory, not_finite, gpu, disk_full, bug
+    code: int
+    message: str
+    remedy: str | None = None
+    checkpoint: str | None = None  # the last one saved
+    job_step: int
+    at: str
+
+
+class ExitInfo(Record):
+    """`exit.json`: how the process ended, as its parent, the fork server, saw it."""
+
+    pid: int
+    code: int | None  # exit status; None where a signal ended it
+    signal: int | None
+    at: str
+
+
+class Evaluation(Record):
+    """`evaluation.json`: what the worker measured on the holdout."""
+
+    holdout_key: str | None
+    rows: int
+    before: float | None  # the parent's mean loss a trained token
+    after: float | None  # the same of the final checkpoint; None until then
+    checkpoint: str | None = None
