@@ -1,4 +1,4 @@
-"""The files of a job, the daemon and the commands as frozen records; the states of a job and the table of allowed moves."""
+"""The formats of jobs, settings and commands as frozen records; the states of a job and the table of allowed moves."""
 
 from datetime import UTC, datetime
 from enum import StrEnum

@@ -1,7 +1,8 @@
 """Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
 
-`python -P -m daemon.data.intake WORKSPACE JOB_FOLDER` ends with 0 once report.json is written, whatever it says, and
-with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not judged.
+`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is written, whatever it says, and
+with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not judged. Without a job
+it makes the holdout's cache only.
 One at a time in a workspace; what an interrupted one left is made anew.
 """
 
@@ -38,11 +39,11 @@ Verdict = tuple[str, str] | None  # reason and remedy where the file may not be 
 def main(arguments: list[str]) -> int:
     die_with_parent()
     limit_resources()
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -P -m daemon.data.intake WORKSPACE JOB_FOLDER\n")
+    if len(arguments) not in (1, 2):
+        sys.stderr.write("usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]\n")
         return Exit.USAGE
     try:
-        examine(Workspace.at(arguments[0]), Path(arguments[1]).absolute())
+        examine(Workspace.at(arguments[0]), Path(arguments[1]).absolute() if len(arguments) == 2 else None)
     except DaemonError as error:
         return _blame_workspace(error.message, error.remedy)
     except OSError as error:
@@ -72,17 +73,24 @@ def limit_resources() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 
-def examine(workspace: Workspace, folder: Path) -> None:
-    """The whole of intake for the job in `folder`; report.json is written last."""
-    began = time.monotonic()
+def examine(workspace: Workspace, folder: Path | None) -> None:
+    """The holdout's cache where it is not there yet, then the job in `folder`."""
     settings, _ = config.load(workspace.config)
+    renderer = Renderer(workspace.root / settings.base_model)
+    holdout = prepare_holdout(workspace, settings, renderer)
+    if folder is not None:
+        _examine_job(workspace, folder, settings, renderer, holdout)
+
+
+def _examine_job(
+    workspace: Workspace, folder: Path, settings: Settings, renderer: Renderer, holdout: TokensMeta | None
+) -> None:
+    """report.json is written last."""
+    began = time.monotonic()
     job = _job(folder)
     for name in (JOB_REPORT, JOB_REJECTED_ROWS, JOB_TOKENS):
         files.remove(folder / name)
-    model_folder = workspace.root / settings.base_model
-    key = tokens.key(model_folder, settings)
-    renderer = Renderer(model_folder)
-    holdout = prepare_holdout(workspace, settings, renderer)
+    key = tokens.key(workspace.root / settings.base_model, settings)
     if verdict := judge_name(job.data):
         report = _report(job, settings, key, began, Counts(), None, _skim(folder / job.data), verdict, [])
     else:

@@ -69,10 +69,13 @@ def stale(workspace: Workspace, found: Found, settings: Settings) -> str | None:
         return wrong
     if files.hash_file(found.data) != report.sha256:
         return "the data file has changed since it was read"
+    return "the holdout has changed since it was read" if holdout_is_unread(workspace, settings) else None
+
+
+def holdout_is_unread(workspace: Workspace, settings: Settings) -> bool:
+    """Whether intake has still to tokenise the holdout as it is now."""
     key = holdout.holdout_key(workspace, settings)
-    if key and tokens.read_meta(holdout.holdout_folder(workspace, key)) is None:
-        return "the holdout has changed since it was read"
-    return None
+    return key is not None and tokens.read_meta(holdout.holdout_folder(workspace, key)) is None
 
 
 def _report(found: Found) -> IntakeReport | None:

@@ -92,6 +92,20 @@ class Starting:
             return
         await self._begin(found, settings)
 
+    async def _read_holdout(self, found: Found, settings: Settings) -> bool:
+        """Tokenise the holdout as the job's frozen settings want it; whether it is there now."""
+        if not await self._taking.read_holdout():
+            return False
+        if assigning.holdout_is_unread(self._context.workspace, settings):
+            self._context.hold(
+                "config",
+                f"{found.job.file} began with another model or max_length than config.json has now.",
+                f"set them back (runs/{found.id}/config.yaml has them), or: training_controller skip",
+                found.id,
+            )
+            return False
+        return True
+
     async def _begin(self, found: Found, settings: Settings) -> None:
         context, workspace = self._context, self._context.workspace
         settings = assigning.job_settings(workspace, found, settings)
@@ -103,6 +117,8 @@ class Starting:
             return
         context.clear("config")
         context.clear("model")
+        if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
+            return
         trash.clear_leftovers(workspace.current_model)  # no worker lives here now
         resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
         for problem in problems:

@@ -118,20 +118,28 @@ class Taking:
         self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 
     async def _start(self, found: Found) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "daemon.data.intake",
-            str(self._context.workspace.root),
-            str(found.folder),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=(self._context.workspace.logs / "intake.log").open("ab"),
-        )
+        process = await self._spawn(str(found.folder))
         task = asyncio.create_task(_output(process))
         task.add_done_callback(lambda _: self._wake())
         self._running = (found, process, task)
+
+    async def read_holdout(self) -> bool:
+        """Tokenise the holdout as it is now; whether that went well."""
+        process = await self._spawn()
+        output = await _output(process)
+        if process.returncode == WorkerExit.BAD_CONFIG:
+            self._blame_environment(output)
+        return process.returncode == 0
+
+    async def _spawn(self, *job: str) -> asyncio.subprocess.Process:
+        workspace = self._context.workspace
+        with (workspace.logs / "intake.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "daemon.data.intake", str(workspace.root), *job),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
 
     async def _finish_intake(self) -> None:
         if self._running is None or not self._running[2].done():
