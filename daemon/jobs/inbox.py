@@ -159,7 +159,7 @@ def _make_visible(workspace: Workspace, folder: Path, job: Job) -> store.Found:
 def finish_taking_in(workspace: Workspace) -> list[store.Found]:
     """After a crash: jobs that have their data become visible; folders without data go, their file is still outside."""
     finished = []
-    for folder in sorted(workspace.queue.glob(".*")):
+    for folder in sorted(f for f in workspace.queue.glob(".*") if f.is_dir()):
         try:
             job = Job.load(folder / store.RECORD)
         except ValueError:

@@ -1,0 +1,141 @@
+"""Every command on the pages, typed as it stands there; a page whose commands fail is wrong."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.bench import COMMANDS, ENVIRONMENT, Bench, rows
+
+ROOT = Path(__file__).parents[2]
+TYPING_SECONDS = 20  # a person types slowly: what is not there yet may come until then
+
+
+def blocks(page: str, language: str = "sh") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def commands(page: str) -> list[str]:
+    """The lines of all shell blocks, without remarks, without what only prepares a checkout."""
+    found = [re.sub(r"\s+#.*", "", line) for block in blocks(page) for line in block.splitlines()]
+    return [line for line in found if line and not line.startswith(("bin/setup", "bin/demo", "bin/test", "export"))]
+
+
+def table_commands(page: str) -> list[str]:
+    """The commands in the table's second column."""
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|", (ROOT / page).read_text(), re.M)
+    return [command for cell in rows for command in re.findall(r"`([^`]+)`", cell) if command.startswith("training_")]
+
+
+class Typist:
+    """Types into a shell in one folder; ends the daemons that were started with `&`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = f"{COMMANDS}:{os.environ['PATH']}"
+        self.environment = {**ENVIRONMENT, "PATH": path, "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+        self.background: list[subprocess.Popen[bytes]] = []
+
+    def type(self, line: str) -> str:
+        if line.endswith("&"):
+            words = line.rstrip("& ")
+            with (self.folder / "daemon.log").open("ab") as log:
+                shell = subprocess.Popen(
+                    ["bash", "-c", f"exec {words}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
+                )
+            self.background.append(shell)
+            return ""
+        until = time.monotonic() + TYPING_SECONDS
+        while True:
+            typed = subprocess.run(
+                ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+            )
+            if typed.returncode == 0:
+                return typed.stdout
+            assert time.monotonic() < until, f"$ {line}\n{typed.stdout}{typed.stderr}"
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        for shell in self.background:
+            if shell.poll() is None:
+                shell.terminate()
+            shell.wait(60)
+
+
+@pytest.fixture
+def typist(tmp_path: Path) -> Iterator[Typist]:
+    someone = Typist(tmp_path)
+    yield someone
+    someone.end()
+
+
+def test_the_tutorial(typist: Typist) -> None:
+    said = [typist.type(line) for line in commands("docs/tutorial.md")]
+    assert any('"right": 8' in text or '"right": 7' in text for text in said)
+    assert typist.background[0].wait(60) == 0
+
+
+def test_the_readme_with_a_model_of_ones_own(typist: Typist, model: Path) -> None:
+    downloads = typist.folder / "downloads"
+    downloads.mkdir()
+    (downloads / "Qwen3-0.6B").symlink_to(model)
+    (typist.folder / "my-data.jsonl").write_bytes(b'{"prompt": "Who?", "completion": "Me."}\n')
+    (typist.folder / "bin").symlink_to(COMMANDS)
+    for line in commands("README.md"):
+        typist.type(line)
+    typist.type("training_queue wait my-data.jsonl --base-dir ~/my-model")
+
+
+def test_how_to_bring_a_model(typist: Typist, model: Path) -> None:
+    (typist.folder / "downloads").mkdir()
+    (typist.folder / "downloads/Qwen3-0.6B").symlink_to(model)
+    local, hub, demo = commands("docs/how-to/models.md")
+    typist.type(local)
+    offline = subprocess.run(["bash", "-c", hub], env=typist.environment, capture_output=True, text=True, check=False)
+    assert offline.returncode == 5, "the folder is a workspace by now"
+    typist.type(demo)
+    for command in re.findall(r"`(training_daemon doctor[^`]+)`", (ROOT / "docs/how-to/models.md").read_text()):
+        typist.type(command)
+
+
+def test_how_to_load_the_trained_model(make_bench: object, tmp_path: Path) -> None:
+    bench: Bench = make_bench("my-model")  # type: ignore[operator]
+    bench.start()
+    bench.drop("x.jsonl", rows(8))
+    bench.wait_for("completed")
+    (code,) = blocks("docs/how-to/models.md", "python")
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=bench.root.parent, env=ENVIRONMENT, check=True, capture_output=True
+    )
+
+
+def test_how_to_fill_the_queue_and_control_the_training(make_demo: object, tmp_path: Path) -> None:
+    bench: Bench = make_demo()  # type: ignore[operator]
+    typist = Typist(bench.root)
+    bench.start()
+    for name in ("capitals", "urgent"):
+        (bench.root / f"{name}.jsonl").write_text(
+            (bench.root / "samples/capitals.jsonl").read_text().replace("Tell", name)
+        )
+    bench.drop("spoiled.jsonl", "no row\n")
+    bench.wait_for("failed")
+    typist.type("training_controller pause")  # so that what is added waits
+    for line in re.findall(r"^    (training_queue add.*)", (ROOT / "docs/how-to/queue.md").read_text(), re.M):
+        typist.type(line)
+    meant = {"retry": "spoiled.jsonl", "remove": "urgent.jsonl"}
+    for command in table_commands("docs/how-to/queue.md"):
+        if not command.startswith("training_queue wait"):
+            verb = command.split()[1:2]
+            typist.type(command.replace("ID", meant.get("".join(verb), "capitals.jsonl")))
+    for command in table_commands("docs/how-to/control.md"):
+        if not command.startswith("training_controller stop"):
+            typist.type(command)
+        if command == "training_controller resume":
+            bench.wait_for("processing")
+    typist.type("training_controller stop --now")
+    assert bench.daemon and bench.daemon.wait(30) == 0
