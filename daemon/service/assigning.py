@@ -51,7 +51,7 @@ def check_model(workspace: Workspace, settings: Settings) -> Path:
     if not (folder / "config.json").is_file():
         raise BadConfig(
             f"config.json names the base model {settings.base_model}, and there is no model in that folder.",
-            "correct base_model in config.json, or bring the model with: training_daemon init DIR --model PATH",
+            "bring it with: training_daemon init DIR --model PATH (or --demo); or correct base_model in config.json",
         )
     return folder
 

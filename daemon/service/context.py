@@ -1,6 +1,7 @@
 """What the steps of the daemon share: the workspace, the settings in force, what was wished for, and the runner."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from daemon.core import config
@@ -11,6 +12,14 @@ from daemon.core.records import Desired, now
 from daemon.jobs.recovery import Action, Decision, Ending
 from daemon.service.runner import Runner
 from daemon.service.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that a person or time has to mend."""
+
+    error: dict[str, Any]  # as the status shows it
+    blocks: bool  # the queue waits until it is over
 
 
 class Context:
@@ -27,7 +36,7 @@ class Context:
         self._wake = wake
         self.workspace, self.settings, self.runner, self.tracker = workspace, settings, runner, tracker
         self.desired = _load_desired(workspace)
-        self.error: dict[str, Any] | None = None
+        self.troubles: dict[str, Trouble] = {}
         self.ending = False  # the daemon itself is to end
         self.begun: set[str] = set()  # wishes that are being obeyed; they cannot expire any more
         self.to_read_again: set[str] = set()  # jobs whose report was taken away
@@ -41,17 +50,38 @@ class Context:
             desired.save(self.workspace.desired)
             self.desired = desired
 
-    def hold(self, reason: str, message: str, remedy: str | None, job: str | None = None) -> None:
-        """Show an error that keeps the queue waiting until a person or the machine has mended it."""
-        if self.error is None or (self.error["message"], self.error["job"]) != (message, job):
-            self.tracker.event("error", message, job=job, remedy=remedy, reason=reason)
-            self.error = {"class": reason, "message": message, "remedy": remedy, "at": now(), "job": job}
+    def hold(
+        self,
+        name: str,
+        kind: str,
+        message: str,
+        remedy: str | None,
+        job: str | None = None,
+        *,
+        blocks: bool = True,
+    ) -> None:
+        """Show a trouble until it is cleared under the same name; where it blocks, the queue waits as long."""
+        before = self.troubles.get(name)
+        if before is None or before.error["message"] != message:
+            self.tracker.event("error", message, job=job, remedy=remedy, reason=kind)
+            error = {"class": kind, "message": message, "remedy": remedy, "at": now(), "job": job}
+            self.troubles[name] = Trouble(error, blocks)
 
-    def clear(self, reason: str) -> None:
-        """The error of this class is over."""
-        if self.error and self.error["class"] == reason:
-            self.tracker.event("error_over", f"over: {self.error['message']}", job=self.error["job"])
-            self.error = None
+    def clear(self, name: str) -> None:
+        """The trouble of this name is over."""
+        trouble = self.troubles.pop(name, None)
+        if trouble:
+            self.tracker.event("error_over", f"over: {trouble.error['message']}", job=trouble.error["job"])
+
+    @property
+    def blocking(self) -> dict[str, Any] | None:
+        """The error for which the queue waits, if any."""
+        return next((t.error for t in self.troubles.values() if t.blocks), None)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The error to be shown: one that blocks before one that does not."""
+        return self.blocking or next((t.error for t in self.troubles.values()), None)
 
     def read_again(self, job: str) -> None:
         """Let intake look at this job's file once more."""
@@ -87,7 +117,8 @@ class Context:
         try:
             self.settings, notices = config.load(self.workspace.config)
         except BadConfig as error:
-            self.hold("config_file", f"{error.message} The settings before it stay in force.", error.remedy)
+            message = f"{error.message} The settings before it stay in force."
+            self.hold("config_file", "config", message, error.remedy, blocks=False)
             return
         self.clear("config_file")
         for notice in notices:

@@ -133,6 +133,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._context.reload_config()
+        self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
         for found in inbox.finish_taking_in(self._workspace):
             self._context.tracker.event("taken_in", f"{found.job.file} waits (after an interruption)", job=found.id)
@@ -149,15 +150,11 @@ class Daemon:
                 self._publishing.beats[name] = now()
             except Exception as error:  # one step's failure must not end the daemon; it is said and tried again
                 logging.getLogger("daemon").exception("step %s failed", name)
-                self._context.hold("bug", f"{name}: {type(error).__name__}: {error}", "see the day's log in logs/")
+                message = f"{name}: {type(error).__name__}: {error}"
+                self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
             else:
-                self._forgive(name)
+                self._context.clear(f"step {name}")
         self._insist()
-
-    def _forgive(self, name: str) -> None:
-        error = self._context.error
-        if error and error["class"] == "bug" and error["message"].startswith(f"{name}:"):
-            self._context.clear("bug")
 
     async def _wait(self) -> None:
         """Until something happens; the timer is the net under the file events."""

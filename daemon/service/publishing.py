@@ -18,7 +18,6 @@ STALE_SECONDS = 90
 QUIET_SECONDS = 10.0  # an idle daemon says so this often
 RESOURCES_SECONDS = 5.0
 GOOD_GAP, WARNING_GAP = 0.3, 0.5  # validation loss above training loss
-BLOCKING_ERRORS = ("config", "environment", "model", "disk")  # the queue waits until they are over
 PHASES = {
     Phase.LOAD: "starting",
     Phase.TRAIN: "training",
@@ -100,8 +99,8 @@ class Publishing:
             return ("stopping", "user") if context.desired.paused else (state, None)
         if context.desired.paused:
             return "paused", context.desired.reason
-        if context.error and context.error["class"] in BLOCKING_ERRORS:
-            return "paused", context.error["class"]
+        if context.blocking:
+            return "paused", context.blocking["class"]
         if found is None:
             return "idle", None
         newest = context.workspace.run(found.id).newest_attempt()

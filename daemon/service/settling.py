@@ -75,7 +75,8 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
     elif decision.action is Action.PAUSE:
-        context.hold("disk" if ending is Ending.DISK_FULL else "config", decision.reason, remedy_for(attempt), found.id)
+        kind = "disk" if ending is Ending.DISK_FULL else "config"
+        context.hold("attempt", kind, decision.reason, remedy_for(attempt), found.id)
     return None
 
 
@@ -178,6 +179,7 @@ def end(
         at=now(),
     )
     ledger.record(context.workspace, line)
+    context.clear("attempt")
     moved = store.move(context.workspace, found, state, reason, remedy)
     files.remove(moved.tokens)  # it can be made again from the data, which stays
     context.tracker.event(

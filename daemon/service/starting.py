@@ -29,6 +29,7 @@ class Starting:
     async def step(self, *, stopping: bool) -> None:
         context = self._context
         context.reload_config()
+        self.look_for_model()
         if stopping or context.blocked or context.runner.alive():
             return
         if self._taking.busy or self._taking.unsettled or store.names(context.workspace, State.PROCESSING):
@@ -38,6 +39,15 @@ class Starting:
             await self._claim()
         elif self._ready_for_another(found):
             await self._begin(found, context.settings)
+
+    def look_for_model(self) -> None:
+        """Say at once, not only when a file comes, that the base model is missing."""
+        try:
+            assigning.check_model(self._context.workspace, self._context.settings)
+        except BadConfig as error:
+            self._context.hold("base_model", "config", error.message, error.remedy)
+        else:
+            self._context.clear("base_model")
 
     # ---- the job in processing ----
 
@@ -65,7 +75,7 @@ class Starting:
             if mended:
                 files.remove(self._context.workspace.run(attempt.job).config)  # so that today's settings are frozen
         if mended:
-            self._context.clear("disk" if ending is Ending.DISK_FULL else "config")
+            self._context.clear("attempt")
         return mended
 
     # ---- the next job ----
@@ -83,7 +93,7 @@ class Starting:
         try:
             stale = await asyncio.to_thread(assigning.stale, context.workspace, found, settings)
         except DaemonError as error:
-            context.hold("config", error.message, error.remedy)
+            context.hold("preflight", "config", error.message, error.remedy)
             return
         if stale:
             context.tracker.event("reading_anew", f"{found.job.file} is read anew: {stale}", job=found.id)
@@ -98,6 +108,7 @@ class Starting:
             return False
         if assigning.holdout_is_unread(self._context.workspace, settings):
             self._context.hold(
+                "preflight",
                 "config",
                 f"{found.job.file} began with another model or max_length than config.json has now.",
                 f"set them back (runs/{found.id}/config.yaml has them), or: training_controller skip",
@@ -113,12 +124,12 @@ class Starting:
             assigning.check_model(workspace, settings)
             parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
         except DaemonError as error:
-            context.hold("config" if isinstance(error, BadConfig) else "model", error.message, error.remedy)
+            kind = "config" if isinstance(error, BadConfig) else "model"
+            context.hold("preflight", kind, error.message, error.remedy)
             return
-        context.clear("config")
-        context.clear("model")
         if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
             return
+        context.clear("preflight")
         trash.clear_leftovers(workspace.current_model)  # no worker lives here now
         resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
         for problem in problems:

@@ -107,7 +107,7 @@ class Taking:
                     report = None
                 if report is not None:
                     self._act_on(found, report)
-                elif time.monotonic() >= self._not_before:
+                elif time.monotonic() >= self._not_before and "base_model" not in self._context.troubles:
                     await self._start(found)
                     return
 
@@ -151,7 +151,7 @@ class Taking:
         elif process.returncode != 0:
             self._count_crash(found, process.returncode)
         else:
-            self._context.clear("environment")
+            self._context.clear("intake")
 
     def _act_on(self, found: Found, report: IntakeReport) -> None:
         known = None if found.job.again else ledger.trained_as(self._context.workspace, report.sha256)
@@ -169,7 +169,7 @@ class Taking:
     def _blame_environment(self, output: bytes) -> None:
         said = json.loads(output)
         self._not_before = time.monotonic() + ENVIRONMENT_RETRY_SECONDS
-        self._context.hold("environment", said["message"], said["remedy"])
+        self._context.hold("intake", "environment", said["message"], said["remedy"])
 
     def _count_crash(self, found: Found, code: int | None) -> None:
         crashes = self._crashes[found.id] = self._crashes.get(found.id, 0) + 1

@@ -173,7 +173,7 @@ def ready_to_end(context: Context) -> bool:
     """Whether a stop may end the daemon now: no worker, and none to come."""
     if context.runner.alive() or _starting(context):
         return False
-    waits_for_file = context.desired.stop == "after_file" and not context.desired.paused and context.error is None
+    waits_for_file = context.desired.stop == "after_file" and not context.desired.paused and context.blocking is None
     return not (waits_for_file and store.processing(context.workspace))
 
 
