@@ -92,6 +92,7 @@ class Settings(Strict):
     lr_schedule_scope: Literal["lineage", "job"] = "lineage"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     num_train_epochs: Positive = 1
+    packing: bool = True  # several rows in one sequence, inside an update
     logging_steps: Positive = 10
     eval_steps: Positive = 200
     eval_examples: Annotated[int, Field(ge=0)] = 4

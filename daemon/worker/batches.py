@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -77,29 +78,78 @@ def derive_seed(seed: int, *parts: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def collate(rows: TokenRows, indices: list[int], pad_id: int) -> dict[str, torch.Tensor]:
-    """One micro-batch, padded on the right to its longest row.
+class Layout(StrEnum):
+    """How the rows of a micro-batch are laid out."""
+
+    PADDED = "padded"  # a row a sequence, padded on the right, with an attention mask
+    PACKED = "packed"  # several rows a sequence; positions restart with each, no attention across
+    FLAT = "flat"  # all rows in one sequence, for attention kernels that take no other packing
+
+
+def collate(rows: TokenRows, sequences: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """A micro-batch of sequences, each of one or more rows, padded on the right to the longest.
+
+    Returns input_ids, position_ids and labels, each int64 of shape (sequences, tokens). Positions restart at each row
+    and at the padding: by that alone attention stays within a row. A row's first token is never predicted.
+    """
+    lengths = [sum(len(rows.row(i)[0]) for i in indices) for indices in sequences]
+    input_ids = torch.full((len(sequences), max(lengths)), pad_id, dtype=torch.int64)
+    position_ids = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORED)
+    for place, indices in enumerate(sequences):
+        start = 0
+        for index in indices:
+            ids, mask = rows.row(index)
+            end = start + len(ids)
+            tokens = torch.from_numpy(ids.astype(np.int64))
+            input_ids[place, start:end] = tokens
+            position_ids[place, start:end] = torch.arange(len(ids))
+            trained = torch.from_numpy(mask.astype(bool))
+            labels[place, start + 1 : end] = torch.where(trained, tokens, IGNORED)[1:]
+            start = end
+        position_ids[place, start:] = torch.arange(input_ids.shape[1] - start)
+    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+
+
+def pad(rows: TokenRows, indices: list[int], pad_id: int) -> dict[str, torch.Tensor]:
+    """A micro-batch of one row a sequence, with an attention mask: what every model understands.
 
     Returns input_ids, attention_mask and labels, each int64 of shape (rows, tokens).
     """
-    pieces = [rows.row(i) for i in indices]
-    longest = max(len(ids) for ids, _ in pieces)
-    input_ids = torch.full((len(pieces), longest), pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
-    for place, (ids, mask) in enumerate(pieces):
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        input_ids[place, : len(ids)] = tokens
-        attention_mask[place, : len(ids)] = 1
-        labels[place, : len(ids)] = torch.where(torch.from_numpy(mask.astype(bool)), tokens, IGNORED)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    batch = collate(rows, [[i] for i in indices], pad_id)
+    lengths = torch.tensor([len(rows.row(i)[0]) for i in indices])
+    mask = torch.arange(batch["input_ids"].shape[1])[None] < lengths[:, None]
+    return {"input_ids": batch["input_ids"], "attention_mask": mask.long(), "labels": batch["labels"]}
+
+
+def fill(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Places of `lengths` laid into as few sequences of at most `capacity` as first-fit-decreasing finds.
+
+    A pure function: the same lengths give the same sequences.
+    """
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
+        found = next((s for s, free in enumerate(room) if free >= lengths[place]), None)
+        if found is None:
+            sequences.append([])
+            room.append(capacity)
+            found = len(sequences) - 1
+        sequences[found].append(place)
+        room[found] -= lengths[place]
+    return sequences
 
 
 class Updates(Dataset[dict[str, Any]]):
-    """Item `step` is one whole update: its rows, cut into micro-batches, and the number of its trained tokens."""
+    """Item `step` is one whole update: its rows, cut into micro-batches, and the number of its trained tokens.
 
-    def __init__(self, rows: TokenRows, stream: Stream, micro_batch_rows: int, pad_id: int) -> None:
-        self.rows, self.stream = rows, stream
+    No micro-batch has more tokens than `micro_batch_rows` rows as long as the update's longest.
+    """
+
+    def __init__(
+        self, rows: TokenRows, stream: Stream, micro_batch_rows: int, pad_id: int, layout: Layout = Layout.PADDED
+    ) -> None:
+        self.rows, self.stream, self.layout = rows, stream, layout
         self._micro_batch_rows, self._pad_id = micro_batch_rows, pad_id
 
     def __len__(self) -> int:
@@ -107,13 +157,30 @@ class Updates(Dataset[dict[str, Any]]):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         indices = [row for _, row in self.stream.update(step)]
-        cuts = range(0, len(indices), self._micro_batch_rows)
+        lengths = [len(self.rows.row(i)[0]) for i in indices]
+        sequences = self._sequences(indices, lengths)
         return {
-            "micro_batches": [collate(self.rows, indices[c : c + self._micro_batch_rows], self._pad_id) for c in cuts],
+            "micro_batches": self._micro_batches(sequences),
             "trained_tokens": sum(self.rows.trained_tokens(i) for i in indices),
-            "tokens": sum(len(self.rows.row(i)[0]) for i in indices),
+            "tokens": sum(lengths),
             "rows": indices,
+            "example": (sequences[0][0], len(self.rows.row(sequences[0][0])[0])),  # the row at the very beginning
         }
+
+    def _sequences(self, indices: list[int], lengths: list[int]) -> list[list[int]]:
+        """The update's rows, sequence by sequence."""
+        if self.layout is Layout.PADDED:
+            return [[i] for i in indices]
+        # Longer sequences than the longest row would only make attention dearer, except to kernels for flat ones.
+        capacity = max(lengths) * (self._micro_batch_rows if self.layout is Layout.FLAT else 1)
+        return [[indices[place] for place in places] for places in fill(lengths, capacity)]
+
+    def _micro_batches(self, sequences: list[list[int]]) -> list[dict[str, torch.Tensor]]:
+        size = 1 if self.layout is Layout.FLAT else self._micro_batch_rows
+        cuts = [sequences[c : c + size] for c in range(0, len(sequences), size)]
+        if self.layout is Layout.PADDED:
+            return [pad(self.rows, [indices[0] for indices in cut], self._pad_id) for cut in cuts]
+        return [collate(self.rows, cut, self._pad_id) for cut in cuts]
 
 
 class FromStep(Sampler[int]):

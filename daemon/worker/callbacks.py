@@ -144,8 +144,8 @@ class Step(TrainerCallback):
         folder = self._saver.save(self.trainer, losses, final=final)
         self._event(step, "saved", checkpoint=folder.name, final=final, seconds=round(time.monotonic() - started, 3))
 
-    def evaluate(self, step: int, rows: int) -> None:
-        """Measure, write it down, and show what the model answers."""
+    def evaluate(self, step: int, rows: int) -> float:
+        """Measure, write it down, show what the model answers; the loss a trained token on so many holdout rows."""
         assert self._holdout is not None
         model = self.trainer.language_model
         loss = self._holdout.loss(model, rows)
@@ -172,6 +172,7 @@ class Step(TrainerCallback):
         if step == 0:
             self.evaluation = self.evaluation.model_copy(update={"before": loss, "rows": rows})
             self.evaluation.save(self._attempt.evaluation)
+        return loss
 
     @property
     def recent_loss(self) -> float:

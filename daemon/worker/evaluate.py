@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.worker.batches import IGNORED, TokenRows, collate
+from daemon.worker.batches import IGNORED, TokenRows, pad
 from daemon.worker.generate import Answers, answer
 
 GATE_ROWS = 1000  # of the holdout, for the verdict
@@ -24,7 +24,7 @@ THINK_TAG = "<think>"
 
 def token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of every label, in float32, and the labels: both of shape (rows, tokens - 1); 0 where ignored."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    logits = model(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False).logits
     labels = batch["labels"][:, 1:]
     losses = functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
@@ -101,7 +101,7 @@ class Holdout:
         size = self._settings.micro_batch_rows
         with aside(model, self._heartbeat, Phase.EVALUATE), torch.no_grad():
             for first in range(0, count, size):
-                batch = collate(self._rows, list(range(first, min(first + size, count))), self._pad_id)
+                batch = pad(self._rows, list(range(first, min(first + size, count))), self._pad_id)
                 losses, labels = token_loss(model, {k: v.to(model.device) for k, v in batch.items()})
                 total += float(losses.double().sum())
                 tokens += int((labels != IGNORED).sum())

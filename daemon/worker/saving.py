@@ -58,7 +58,7 @@ class Saver:
     assignment: Assignment
     settings: Settings
     heartbeat: Heartbeat
-    exactness: Exactness
+    exactness: Exactness = "statistical"
     saved: Path | None = None  # the newest checkpoint of this attempt
     _saved_at: float = field(default_factory=time.monotonic)
     _saved_step: int = 0
@@ -87,7 +87,7 @@ class Saver:
             self._write_model(trainer, folder)
             torch.save(trainer.optimizer.state_dict(), folder / OPTIMIZER)
             torch.save(rng_states(), folder / RNG)
-            files.write_json(folder / PROGRESS, {"losses": losses})
+            files.write_json(folder / PROGRESS, {"losses": losses, "layout": trainer.updates.layout.value})
             manifest = self._manifest(trainer, folder, final)
             manifest.save(folder / checkpoints.MANIFEST)
         self.heartbeat.beat(before, bytes_saved=sum(seal.bytes for seal in manifest.files.values()))

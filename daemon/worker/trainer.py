@@ -79,8 +79,9 @@ class JobTrainer(Trainer):
             self.accelerator.backward(loss)
             self.update_loss += loss.detach()
             if self.example is None:
-                first = losses[0].detach().sum() / (labels[0] != IGNORED).sum().clamp(min=1)
-                self.example = (inputs["rows"][0], first)
+                row, length = inputs["example"]
+                trained = (labels[0, : length - 1] != IGNORED).sum().clamp(min=1)
+                self.example = (row, losses[0, : length - 1].detach().sum() / trained)
             self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
         return self.update_loss
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +17,25 @@ def note(**facts: Any) -> None:
         report.write(json.dumps(facts) + "\n")
 
 
+def rows_of(named: dict[str, Any]) -> list[list[int]]:
+    """The rows in a batch: without padding by the mask, or, packed, from one restart of the positions to the next."""
+    ids = named["input_ids"].tolist()
+    if named.get("attention_mask") is not None:
+        masks = named["attention_mask"].tolist()
+        return [[t for t, there in zip(row, mask, strict=True) if there] for row, mask in zip(ids, masks, strict=True)]
+    rows = []
+    for sequence, positions in zip(ids, named["position_ids"].tolist(), strict=True):
+        starts = [place for place, position in enumerate(positions) if position == 0] + [len(sequence)]
+        rows += [sequence[start:end] for start, end in pairwise(starts)]
+    return [row for row in rows if len(set(row)) > 1]  # the padding is one token over and over
+
+
 def watch_forward(module: ModuleType) -> None:
     original = module.Qwen3ForCausalLM.forward
 
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         if self.training:
-            rows = zip(named["input_ids"].tolist(), named["attention_mask"].tolist(), strict=True)
-            real = [[t for t, there in zip(ids, mask, strict=True) if there] for ids, mask in rows]
-            note(fed=[hashlib.sha256(json.dumps(ids).encode()).hexdigest() for ids in real])
+            note(fed=[hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in rows_of(named)])
         return original(self, *arguments, **named)
 
     module.Qwen3ForCausalLM.forward = forward

@@ -1,0 +1,101 @@
+"""What an attempt starts from: torch as it has to be, weights, optimizer, generators, position."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from daemon.core import files
+from daemon.core.attempts import Assignment, Exactness
+from daemon.core.config import Settings
+from daemon.core.errors import BadConfig
+from daemon.core.paths import Workspace
+from daemon.models import checkpoints
+from daemon.worker import saving
+from daemon.worker.batches import Layout
+from daemon.worker.evaluate import seed_everything
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where the attempt goes on: weights, optimizer, generators, step."""
+
+    weights: Path | None  # a checkpoint; None = the base model
+    first_step: int  # of this job
+    optimizer: dict[str, Any] | None
+    rng: dict[str, Any] | None  # None at a job's beginning: seeded from the job
+    losses: list[float]  # of the updates since the last line of the log
+    layout: Layout | None  # of the batches; None = still to be found out
+
+
+def prepare_torch(settings: Settings) -> Exactness:
+    """Threads and determinism; returns which exactness holds: bitwise or statistical."""
+    cuda = torch.cuda.is_available()
+    deterministic = not cuda if settings.deterministic == "auto" else settings.deterministic
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(cores if cuda else max(1, cores - 1))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, guards only against our own bugs
+    return "bitwise" if deterministic else "statistical"
+
+
+def find_start(assignment: Assignment, workspace: Workspace) -> Start:
+    """Read where to go on: this job's checkpoint, else the accepted model, else the base model."""
+    if assignment.resume:
+        folder = workspace.root / assignment.resume
+        manifest = checkpoints.read(folder)
+        if manifest is None or manifest.plan != saving.plan_digest(assignment):
+            raise BadConfig(
+                f"{folder.name} was made under other settings than this job has now.",
+                f"bring back the settings of runs/{assignment.job}/config.yaml, or skip and retry the job",
+            )
+        progress = read_progress(folder)
+        return Start(folder, manifest.job_step, _optimizer(folder), _load(folder / saving.RNG), **progress)
+    if assignment.parent:
+        folder = workspace.current_model / assignment.parent.checkpoint
+        return Start(folder, 0, _optimizer(folder), None, [], None)
+    return Start(None, 0, None, None, [], None)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of the middle of a training: the losses not logged yet, and the batches' layout."""
+    progress = files.read_json(folder / saving.PROGRESS) or {}
+    return {"losses": progress["losses"], "layout": Layout(progress["layout"])}
+
+
+def load_model(base: Path, weights: Path | None, settings: Settings, adapter_seed: int) -> PreTrainedModel:
+    """The model in float32 master weights, as a full model or as the base under an adapter that is trained."""
+    lora = settings.training_method == "lora"
+    source = base if lora or weights is None else weights
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.config.use_cache = False
+    if not lora:
+        return model
+    if weights is not None:
+        return PeftModel.from_pretrained(model, weights, is_trainable=True)  # type: ignore[return-value]
+    seed_everything(adapter_seed)
+    config = LoraConfig(
+        r=settings.lora.r,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules=settings.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def _optimizer(folder: Path) -> dict[str, Any] | None:
+    path = folder / saving.OPTIMIZER
+    return _load(path) if path.is_file() else None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
