@@ -1,7 +1,8 @@
 """What is not documented fails: settings, sidecar, aliases, exit codes."""
 
-from pathlib import Path
+from pathlib import json
 
+import Path
 import pytest
 
 from daemon.core.config import ALIASES, OWNED, Gate, Lora, Settings
@@ -29,7 +30,7 @@ def test_the_defaults_on_the_page_are_those_of_the_code():
     ]
     shown = {key.strip(" `"): default.strip(" `") for key, default in rows}
     scalar = {k: f.default for k, f in Settings.model_fields.items() if isinstance(f.default, int | float | str)}
-    assert {key: shown[key] for key in scalar} == {key: f"{default}" for key, default in scalar.items()}
+    assert {key: shown[key] for key in scalar} == {key: json.dumps(default).strip('"') for key, default in scalar.items()}
 
 
 @pytest.mark.parametrize("code", [*Exit, *WorkerExit])
