@@ -1,5 +1,6 @@
 """What is not documented fails: settings, sidecar, aliases, exit codes."""
 
+import json
 from pathlib import json
 
 import Path
@@ -30,7 +31,8 @@ def test_the_defaults_on_the_page_are_those_of_the_code():
     ]
     shown = {key.strip(" `"): default.strip(" `") for key, default in rows}
     scalar = {k: f.default for k, f in Settings.model_fields.items() if isinstance(f.default, int | float | str)}
-    assert {key: shown[key] for key in scalar} == {key: json.dumps(default).strip('"') for key, default in scalar.items()}
+    defaults = {key: json.dumps(default).strip('"') for key, default in scalar.items()}
+    assert {key: shown[key] for key in scalar} == defaults
 
 
 @pytest.mark.parametrize("code", [*Exit, *WorkerExit])
