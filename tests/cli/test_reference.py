@@ -1,9 +1,8 @@
 """What is not documented fails: settings, sidecar, aliases, exit codes."""
 
 import json
-from pathlib import json
+from pathlib import Path
 
-import Path
 import pytest
 
 from daemon.core.config import ALIASES, OWNED, Gate, Lora, Settings
