@@ -33,6 +33,9 @@ ALIASES = {
     "model_name_or_path": "base_model",
     "excess_length_strategy": "excess_length",
     "gradient_checkpointing": "activation_checkpointing",
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "no_cuda": "use_cpu",
 }
 
 # TrainingArguments that the daemon decides itself, each with the reason it gives.
@@ -45,10 +48,17 @@ OWNED = {
     "save_on_each_node": "checkpoints are transactions of the daemon",
     "data_seed": "the order of the rows is derived from seed and the job",
     "ignore_data_skip": "the order of the rows is one stream with an offset; nothing is skipped or repeated",
+    "train_sampling_strategy": "the order of the rows is one stream with an offset",
+    "remove_unused_columns": "a batch holds just what the model needs",
+    "dataloader_pin_memory": "batches come from a memory-mapped cache in the training process",
     "dataloader_num_workers": "batches come from a memory-mapped cache in the training process",
     "dataloader_drop_last": "dropping the last batch would leave rows untrained",
     "load_best_model_at_end": "the gate decides which model is accepted",
     "auto_find_batch_size": "it would train rows twice; out of memory is answered by the daemon",
+    "eval_strategy": "eval_steps says when to evaluate",
+    "eval_on_start": "the accepted model is measured before the first step",
+    "logging_strategy": "logging_steps says when to log",
+    "disable_tqdm": "progress stands in the status",
     "logging_nan_inf_filter": "it shows a NaN loss as 0.0",
     "enable_jit_checkpoint": "its checkpoints do not continue exactly; SIGTERM saves at a step's end instead",
 }

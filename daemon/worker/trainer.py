@@ -128,7 +128,7 @@ def rate_factor(settings: Settings, total_steps: int) -> Callable[[int], float]:
 def training_arguments(settings: Settings, total_steps: int, folder: str) -> TrainingArguments:
     """TrainingArguments of one job: the user's own, under those that the daemon decides."""
     cuda = torch.cuda.is_available()
-    given = {"bf16": cuda and torch.cuda.is_bf16_supported(), "max_grad_norm": 1.0, **settings.training_args}
+    given = {"bf16": cuda and torch.cuda.is_bf16_supported(), "use_cpu": not cuda, **settings.training_args}
     given.pop("lr_scheduler_kwargs", None)
     return TrainingArguments(
         **given,
@@ -138,7 +138,6 @@ def training_arguments(settings: Settings, total_steps: int, folder: str) -> Tra
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         seed=settings.seed,
-        use_cpu=not cuda,
         logging_strategy="no",
         save_strategy="no",
         eval_strategy="no",
