@@ -10,8 +10,8 @@ from typing import Any
 from daemon.core import files, locks
 from daemon.core.errors import NotFound
 from daemon.core.paths import Workspace
-from daemon.core.records import ENDED_STATES, Desired, IntakeReport, Job, State
-from daemon.jobs import store
+from daemon.core.records import ENDED_STATES, WAITING_STATES, Desired, IntakeReport, Job, State
+from daemon.jobs import ledger, store
 from daemon.jobs.inbox import dropped, printable
 
 FOLLOW_SECONDS = 0.2
@@ -211,6 +211,18 @@ def taken_in(workspace: Workspace, name: str, known: set[str]) -> dict[str, Any]
     new = job_ids(workspace) - known
     rows = (queue(workspace) if new else []) + [row for job_id in new if (row := _ended_row(workspace, job_id))]
     return next((row for row in rows if row["id"] in new and row["file"] == printable(name)), None)
+
+
+def is_judged(workspace: Workspace, row: dict[str, Any]) -> bool:
+    """Whether a job that was taken in stays where it is: a report may be there before the job is moved to failed."""
+    state = State(row["state"])
+    if state not in WAITING_STATES:
+        return True
+    found = store.look(workspace, state, row["id"])
+    report = _report(found) if found else None
+    if found is None or report is None or not report.usable:
+        return False
+    return found.job.again or ledger.trained_as(workspace, report.sha256) is None
 
 
 def _ended_row(workspace: Workspace, job_id: str) -> dict[str, Any] | None:

@@ -233,7 +233,7 @@ def await_taken(
     end = time.monotonic() + wait_seconds
     while True:
         taken = {name: views.taken_in(workspace, name, known) for name in names}
-        settled = all(job and (job["rows"] is not None or job["reason"]) for job in taken.values())
+        settled = all(job and views.is_judged(workspace, job) for job in taken.values())
         if settled or time.monotonic() >= end or not views.daemon_runs(workspace):
             return taken
         time.sleep(POLL_SECONDS)

@@ -4,6 +4,7 @@ import os
 from datetime import datetime
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,8 @@ from daemon.cli.common import in_words
 
 BAR_CELLS = 24
 PIPE_COLUMNS = 240  # a pipe has no width; nothing may be cut off in it
+COLUMNS = ("#", "id", "priority", "state", "file", "rows", "bad", "steps", "age", "why")
+RIGHT = ("#", "rows", "bad", "steps")
 STYLES = {"training": "green", "error": "bold red", "stopped": "dim", "failed": "red", "rejected": "yellow"}
 STYLES |= {"completed": "green", "processing": "bold", "paused": "yellow"}
 
@@ -113,19 +116,27 @@ def _line(name: str, text: str, style: str = "") -> Text:
 # ---- the queue ----
 
 
-def queue(rows: list[dict[str, Any]]) -> Table:
-    """One line a job."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("#", "id", "priority", "state", "file", "rows", "bad", "steps", "age", "why"):
-        table.add_column(name, justify="right" if name in ("#", "rows", "bad", "steps") else "left", overflow="fold")
-    for row in rows:
-        why = f"waits: {row['waits_for']}" if row["waits_for"] else row["reason"] or ""
-        state = Text(row["state"], style=STYLES.get(row["state"], ""))
-        figures = (number(row[name], "d") for name in ("rows", "bad_rows", "steps"))
-        position = "▶" if row["state"] == "processing" else str(row["position"] or "")
-        age = in_words(row["age_seconds"])
-        table.add_row(position, row["id"], row["priority"], state, Text(row["file"]), *figures, age, Text(why))
-    return table
+def queue(rows: list[dict[str, Any]]) -> Text:
+    """One line a job; laid out by hand, because rich's tables take a second for two thousand lines."""
+    table = [COLUMNS, *map(_cells, rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    return Text("\n").join(_table_line(cells, widths) for cells in table)
+
+
+def _table_line(cells: tuple[str, ...], widths: list[int]) -> Text:
+    line = Text(style="dim" if cells is COLUMNS else "")
+    for name, cell, width in zip(COLUMNS, cells, widths, strict=True):
+        blanks = " " * (width - cell_len(cell))
+        padded = blanks + cell if name in RIGHT else cell + blanks if name != "why" else cell
+        line.append(padded, STYLES.get(cell) if name == "state" else None).append("  " if name != "why" else "")
+    return line
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    why = f"waits: {row['waits_for']}" if row["waits_for"] else row["reason"] or ""
+    figures = (number(row[name], "d") for name in ("rows", "bad_rows", "steps"))
+    position = "▶" if row["state"] == "processing" else str(row["position"] or "")
+    return position, row["id"], row["priority"], row["state"], row["file"], *figures, in_words(row["age_seconds"]), why
 
 
 def job(facts: dict[str, Any]) -> RenderableType:

@@ -79,14 +79,12 @@ def write(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: BaseModel | dict[str, Any]) -> None:
     """Replace `path` by a record, as strict JSON that people can read."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write(path, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append_json(path: Path, value: BaseModel | dict[str, Any], *, durable: bool = True) -> None:
     """Add one line of strict JSON. A line cut off by an earlier crash is ended first, so it spoils nothing else."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    line = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
     descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
@@ -99,6 +97,11 @@ def append_json(path: Path, value: BaseModel | dict[str, Any], *, durable: bool 
         os.close(descriptor)
     if not size:
         sync_folder(path.parent)
+
+
+def _plain(value: BaseModel | dict[str, Any]) -> Any:
+    """A record as JSON knows it; a number that is not finite becomes null, which is: unknown."""
+    return json.loads(value.model_dump_json()) if isinstance(value, BaseModel) else value
 
 
 def make_folder(path: Path) -> None:
@@ -181,6 +184,8 @@ def remove(path: Path) -> None:
         # A crash half-way must not leave something that still looks whole under its own name.
         doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
         if doomed != path:
+            if doomed.exists():  # of a removal that a crash cut short
+                disk.rmtree(doomed)
             disk.rename(path, doomed)
         disk.rmtree(doomed)
     else:

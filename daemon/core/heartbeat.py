@@ -6,6 +6,7 @@ It is a counter of progress, not of time: a thread that merely lives does not ad
 import mmap
 import os
 import struct
+import sys
 import time
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,7 +15,8 @@ from pathlib import Path
 PAGE_BYTES = 4096
 _MAGIC = b"TDBEAT1\0"
 # magic, sequence (odd while writing), phase, job step, micro-batches, tokens, bytes saved, monotonic nanoseconds
-_LAYOUT = struct.Struct("<8s7Q")
+_LAYOUT = struct.Struct("=8s7Q")
+_UNTIL_SEQUENCE = 16  # bytes
 _READ_TRIES = 100
 
 
@@ -46,11 +48,13 @@ class Heartbeat:
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(PAGE_BYTES))
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._page = mmap.mmap(descriptor, PAGE_BYTES)
+        # Words, each stored whole: struct.pack_into would show zeros in between.
+        self._words = memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q")
         os.close(descriptor)
         self._sequence = 0
         self._values = [int(Phase.LOAD), 0, 0, 0, 0]
         self.beat()
+        self._words[0] = int.from_bytes(_MAGIC, sys.byteorder)  # last: from now on there is something to read
 
     def beat(
         self,
@@ -70,8 +74,12 @@ class Heartbeat:
         values[3] += tokens
         values[4] += bytes_saved
         self._sequence += 2
-        _LAYOUT.pack_into(self._page, 0, _MAGIC, self._sequence - 1, *values, time.monotonic_ns())
-        struct.pack_into("<Q", self._page, 8, self._sequence)
+        words = self._words
+        words[1] = self._sequence - 1
+        for index, value in enumerate(values, 2):
+            words[index] = value
+        words[7] = time.monotonic_ns()
+        words[1] = self._sequence
 
     @property
     def phase(self) -> Phase:
@@ -80,14 +88,19 @@ class Heartbeat:
 
 def read(path: Path) -> Beat | None:
     """The page's content, or None where there is none yet."""
-    for _ in range(_READ_TRIES):
-        try:
-            raw = path.read_bytes()[: _LAYOUT.size]
-        except FileNotFoundError:
-            return None
-        if len(raw) < _LAYOUT.size or not raw.startswith(_MAGIC):
-            return None
-        _, sequence, phase, *counts = _LAYOUT.unpack(raw)
-        if sequence % 2 == 0:
-            return Beat(Phase(phase), *counts)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        for _ in range(_READ_TRIES):
+            raw, after = os.pread(descriptor, _LAYOUT.size, 0), os.pread(descriptor, _UNTIL_SEQUENCE, 0)
+            if not raw.startswith(_MAGIC):
+                return None
+            _, sequence, phase, *counts = _LAYOUT.unpack(raw)
+            # Even, and the same after the rest was read: nobody wrote meanwhile.
+            if sequence % 2 == 0 and raw[:_UNTIL_SEQUENCE] == after:
+                return Beat(Phase(phase), *counts)
+    finally:
+        os.close(descriptor)
     return None

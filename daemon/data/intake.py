@@ -1,8 +1,8 @@
 """Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
 
-`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is written, whatever it says, and
-with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not judged. Without a job
-it makes the holdout's cache only.
+`python -P -m daemon.data.intake [--settings JSON] WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is written,
+whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not
+judged. Without a job it makes the holdout's cache only; without settings those of config.json are in force.
 One at a time in a workspace; what an interrupted one left is made anew.
 """
 
@@ -39,11 +39,13 @@ Verdict = tuple[str, str] | None  # reason and remedy where the file may not be 
 def main(arguments: list[str]) -> int:
     die_with_parent()
     limit_resources()
-    if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]\n")
+    given = Settings.model_validate_json(arguments[1]) if arguments[:1] == ["--settings"] else None
+    places = arguments[2:] if given else arguments
+    if len(places) not in (1, 2):
+        sys.stderr.write("usage: python -P -m daemon.data.intake [--settings JSON] WORKSPACE [JOB_FOLDER]\n")
         return Exit.USAGE
     try:
-        examine(Workspace.at(arguments[0]), Path(arguments[1]).absolute() if len(arguments) == 2 else None)
+        examine(Workspace.at(places[0]), Path(places[1]).absolute() if len(places) == 2 else None, given)
     except DaemonError as error:
         return _blame_workspace(error.message, error.remedy)
     except OSError as error:
@@ -73,9 +75,9 @@ def limit_resources() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 
-def examine(workspace: Workspace, folder: Path | None) -> None:
+def examine(workspace: Workspace, folder: Path | None, given: Settings | None = None) -> None:
     """The holdout's cache where it is not there yet, then the job in `folder`."""
-    settings, _ = config.load(workspace.config)
+    settings = given or config.load(workspace.config)[0]
     renderer = Renderer(workspace.root / settings.base_model)
     holdout = prepare_holdout(workspace, settings, renderer)
     if folder is not None:
@@ -100,6 +102,7 @@ def _examine_job(
         if verdict:
             files.remove(folder / JOB_TOKENS)
         report = _report(job, settings, key, began, counts, meta, reader, verdict, warnings(counts, settings, holdout))
+    files.sync_file(folder / job.data)  # whoever dropped it may not have done so
     report.save(folder / JOB_REPORT)
 
 

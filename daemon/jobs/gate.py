@@ -39,7 +39,7 @@ def _reasoned(gate: Gate, manifest: Manifest, evaluation: Evaluation, best: floa
     if evaluation.holdout_key is None:
         return True, "ended well; there is no holdout, so nothing else was checked"
     if after is None or not math.isfinite(after):
-        return False, f"the holdout loss is {after}"
+        return False, "the holdout loss is not a finite number"
     bounds = [
         ("the accepted model's", evaluation.before, gate.max_regression),
         ("the best accepted model's", best, gate.max_regression_over_best),

@@ -16,14 +16,15 @@ from pydantic import ValidationError
 from daemon.core import files
 from daemon.core.errors import BadData
 from daemon.core.paths import Workspace
-from daemon.core.records import Job, Priority, Sidecar, State, now
+from daemon.core.records import WAITING_STATES, Job, Priority, Sidecar, State, now
 from daemon.jobs import store
 
 UNFINISHED_SUFFIXES = (".part", ".tmp", ".crdownload", ".swp")
 SIDECAR_SUFFIXES = (".yaml", ".yml")
+SIDECAR = "sidecar.yaml"  # its name in the job's folder
 WITHOUT_LEASES_SECONDS = 10.0  # at rest, where the filesystem cannot tell whether somebody still writes
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,120}")
-_OWN_NAMES = (store.RECORD, store.REPORT, store.REJECTED_ROWS, store.TOKENS, "sidecar.yaml")
+_OWN_NAMES = (store.RECORD, store.REPORT, store.REJECTED_ROWS, store.TOKENS, SIDECAR)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def take_in(workspace: Workspace, item: Dropped) -> store.Found:
     job.save(folder / store.RECORD)
     files.move(item.path, folder / job.data)
     for beside in _sidecar_paths(item.path):
-        files.move(beside, folder / "sidecar.yaml")
+        files.move(beside, folder / SIDECAR)
     return _make_visible(workspace, folder, job)
 
 
@@ -165,10 +166,19 @@ def finish_taking_in(workspace: Workspace) -> list[store.Found]:
         except ValueError:
             job = None
         if job and (folder / job.data).is_file():
+            _bring_sidecar(workspace, folder, job)
             finished.append(_make_visible(workspace, folder, job))
         elif not any(f.name != store.RECORD and not f.name.startswith(".") for f in folder.iterdir()):
             files.remove(folder)
     return finished
+
+
+def _bring_sidecar(workspace: Workspace, folder: Path, job: Job) -> None:
+    """Settings left behind by a crash between the two moves would be read for the next file of that name."""
+    for place in (workspace.inbox, *map(workspace.state, WAITING_STATES)):
+        same = [path for path in _entries(place) if printable(path.stem) == Path(job.file).stem]
+        if len(same) == 1 and same[0].suffix in SIDECAR_SUFFIXES and not (folder / SIDECAR).exists():
+            files.move(same[0], folder / SIDECAR)
 
 
 def _sidecar_paths(path: Path) -> list[Path]:

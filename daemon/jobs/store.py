@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from daemon.core import files
@@ -140,13 +140,16 @@ def new_id(workspace: Workspace, name: str) -> str:
     used = [folder for state in State for folder in _names(workspace.state(state))]
     used += _names(workspace.runs) + [f.name.removeprefix(".") for f in workspace.queue.glob(".*")]
     newest = max((n for n in used if ID.match(n)), default="")
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.now(UTC).strftime(STAMP)
     sequence = 1
     if newest and newest[:15] >= stamp:
         stamp, sequence = newest[:15], int(newest[16:20]) + 1
+    if sequence > 9999:  # a fifth digit would sort before the fourth
+        stamp, sequence = (datetime.strptime(stamp, STAMP) + timedelta(seconds=1)).strftime(STAMP), 1
     return f"{stamp}-{sequence:04d}-{slug(name)}"
 
 
+STAMP = "%Y%m%dT%H%M%S"
 ID = re.compile(r"\d{8}T\d{6}-\d{4}-")
 
 

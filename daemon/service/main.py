@@ -31,6 +31,7 @@ from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
 SOON_SECONDS = 0.05  # between two looks while something is just happening
+BEGINNING_SECONDS = 5.0  # after the start, in which the threads that hear file events may not listen yet
 GRACE_SECONDS = 20.0  # for a worker without progress, from the wish to end until SIGKILL
 
 
@@ -38,9 +39,10 @@ def run(workspace: Workspace, once: bool = False) -> int:
     """Run the daemon of a workspace until it is stopped; `once`: obey wishes, publish, end. Returns the exit code."""
     try:
         settings, _ = config.load(workspace.config)
+        files.make_folder(workspace.status_folder)
+        lock = hold_workspace(workspace)
         for folder in workspace.folders():
             files.make_folder(folder)
-        lock = hold_workspace(workspace)
     except DaemonError as error:
         print(f"error: {error.message}\n  remedy: {error.remedy}", file=sys.stderr)
         return int(error.exit)
@@ -79,6 +81,7 @@ class Daemon:
         self._taking = Taking(self._context, self.wake)
         self._starting = Starting(self._context, self._taking)
         self._publishing = Publishing(self._context)
+        self._began = time.monotonic()
         self._terminating = 0  # SIGTERMs received
         self._again = False
         self._last_progress: tuple[float, Beat | None] = (time.monotonic(), None)
@@ -164,7 +167,7 @@ class Daemon:
             seconds = SOON_SECONDS
         elif self._taking.unsettled:
             seconds = max(SOON_SECONDS, min(context.settings.settle_seconds / 4, FOLLOW_SECONDS))
-        elif context.runner.alive() or self._taking.busy:
+        elif context.runner.alive() or self._taking.busy or time.monotonic() - self._began < BEGINNING_SECONDS:
             seconds = FOLLOW_SECONDS
         else:
             seconds = context.settings.poll_interval

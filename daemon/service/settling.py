@@ -29,6 +29,8 @@ FAILED_ENDINGS = (
 async def settle(context: Context) -> None:
     """Bring the job in processing one step on, where something has ended."""
     found = store.processing(context.workspace)
+    if context.desired.skip not in (None, found and found.id):
+        context.wish(skip=None)  # carried out, and a crash came before this was noted: a retry must not be skipped
     if found is None:
         return
     accepted = _accepted(context, found)

@@ -15,7 +15,7 @@ from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
 from daemon.service import assigning, settling
 from daemon.service.context import Context
-from daemon.service.taking import Taking
+from daemon.service.taking import Taking, read_report
 
 SPARE_CHECKPOINTS = 2  # of free space, before a job that a full disk has ended goes on
 
@@ -87,6 +87,8 @@ class Starting:
             return
         found = next(store.iterate(context.workspace, *WAITING_STATES), None)
         if found is None or not self._taking.has_checked(found.id):
+            return
+        if self._taking.park_if_trained(found, read_report(found)):
             return
         await context.runner.ensure_server()
         settings = assigning.job_settings(context.workspace, found, context.settings)

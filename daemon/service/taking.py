@@ -132,10 +132,11 @@ class Taking:
         return process.returncode == 0
 
     async def _spawn(self, *job: str) -> asyncio.subprocess.Process:
-        workspace = self._context.workspace
+        # The settings in force: config.json may be broken at this moment.
+        workspace, settings = self._context.workspace, self._context.settings.model_dump_json()
         with (workspace.logs / "intake.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "daemon.data.intake", str(workspace.root), *job),
+                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", settings, str(workspace.root), *job),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -154,17 +155,22 @@ class Taking:
             self._context.clear("intake")
 
     def _act_on(self, found: Found, report: IntakeReport) -> None:
-        known = None if found.job.again else ledger.trained_as(self._context.workspace, report.sha256)
         if not report.usable:
             fail(self._context, found, report.reason or "not usable", report.remedy)
-        elif known and known != found.id:
-            remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
-            end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
-        else:
+        elif not self.park_if_trained(found, report):
             self._checked.add(found.id)
             left_out = f", {report.bad_rows} bad rows left out" if report.bad_rows else ""
             what = f"{report.rows} rows, {report.tokens} tokens{left_out}; {report.estimated_steps} updates"
             self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)
+
+    def park_if_trained(self, found: Found, report: IntakeReport | None) -> bool:
+        """Whether the same content was trained before: then the job is parked. Asked at its turn too: two may wait."""
+        known = None if found.job.again or report is None else ledger.trained_as(self._context.workspace, report.sha256)
+        if known in (None, found.id):
+            return False
+        remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
+        end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
+        return True
 
     def _blame_environment(self, output: bytes) -> None:
         said = json.loads(output)

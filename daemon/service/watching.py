@@ -22,9 +22,10 @@ class _Wake(FileSystemEventHandler):
 
 
 def watch(workspace: Workspace, wake: Callable[[], None]) -> BaseObserver:
-    """File events for what people and other processes drop."""
+    """File events for what people and other processes drop, and for config.json and .stop in the root."""
     observer = Observer()
-    for folder in (workspace.inbox, workspace.wishes, *(workspace.state(s) for s in WAITING_STATES)):
+    folders = (workspace.root, workspace.inbox, workspace.wishes, *(workspace.state(s) for s in WAITING_STATES))
+    for folder in folders:
         observer.schedule(_Wake(wake), str(folder))
     observer.start()
     return observer

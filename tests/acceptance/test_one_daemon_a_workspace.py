@@ -1,0 +1,59 @@
+"""A second daemon on the same workspace ends with code 75 and touches nothing."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.acceptance.bench import Bench, rows
+
+
+def listing(bench: Bench) -> dict[str, tuple[object, ...]]:
+    """Everything in the workspace: its kind, inode, time of change and content."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted([bench.root, *bench.root.rglob("*")]):
+        info = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        found[str(path.relative_to(bench.root))] = (info.st_mode, info.st_ino, info.st_mtime_ns, content)
+    return found
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """These processes hold what they hold, and write nothing meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def training(make_bench: Callable[..., Bench]) -> Bench:
+    """A daemon in the middle of a file, another one waiting, and a folder that nobody needs now taken away."""
+    bench = make_bench(num_train_epochs=40).start()
+    bench.drop("now.jsonl", rows(40))
+    bench.wait_for_step(12)
+    bench.drop("then.jsonl", rows(8, start=100))
+    bench.wait(lambda: list(bench.root.glob("queue/normal/*/report.json")), 30, "the second file is read")
+    (bench.root / "data/benchmarks").rmdir()
+    return bench
+
+
+def test_a_second_daemon_ends_with_75_and_touches_nothing(training: Bench) -> None:
+    worker = training.worker_pid()
+    assert worker
+    with frozen(training.daemon_pid, worker):
+        before = listing(training)
+        for arguments in ((), ("run",), ("run", "--once")):
+            second = training.command("training_daemon", *arguments)
+            assert second.returncode == 75 and f"process {training.daemon_pid}" in second.stderr
+            assert "training_controller stop --now" in second.stderr
+            assert listing(training) == before
+    assert training.worker_pid() == worker
+    assert len(training.wait_for("completed", 2)) == 2, "the first goes on as if nothing had been"

@@ -1,0 +1,89 @@
+"""What happened -> what to do: every case of the two tables."""
+
+import pytest
+
+from daemon.core.attempts import ExitInfo, Outcome
+from daemon.core.errors import WorkerExit
+from daemon.jobs.recovery import MAX_ATTEMPTS_WITHOUT_PROGRESS, Action, Ending, classify, decide
+
+AT = "2026-01-31T12:00:00.000Z"
+MANY = MAX_ATTEMPTS_WITHOUT_PROGRESS
+
+
+def outcome(kind: str) -> Outcome:
+    return Outcome(kind=kind, code=0, message=f"said: {kind}", job_step=3, at=AT)
+
+
+def ended(code: int | None, signal: int | None = None) -> ExitInfo:
+    return ExitInfo(pid=7, code=code, signal=signal, at=AT)
+
+
+SAID = [ending for ending in Ending if ending not in (Ending.KILLED, Ending.NOT_STARTED)]
+
+
+@pytest.mark.parametrize("ending", SAID)
+@pytest.mark.parametrize("exit_info", [None, ended(0), ended(None, 9), ended(WorkerExit.BUSY)])
+def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit_info: ExitInfo | None) -> None:
+    assert classify(outcome(ending.value), exit_info, started=True) == (ending, f"said: {ending.value}")
+
+
+@pytest.mark.parametrize(
+    ("exit_info", "started", "ending", "words"),
+    [
+        (None, False, Ending.NOT_STARTED, "never came to life"),
+        (None, True, Ending.KILLED, "vanished"),
+        (ended(WorkerExit.BUSY), False, Ending.NOT_STARTED, "another worker"),
+        (ended(WorkerExit.BUSY), True, Ending.NOT_STARTED, "another worker"),
+        (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
+        (ended(None, 9), True, Ending.KILLED, "signal 9"),
+        (ended(None, 11), True, Ending.KILLED, "signal 11"),
+        (ended(1), False, Ending.NOT_STARTED, "never came to life"),
+        (ended(1), True, Ending.KILLED, "vanished"),
+        (ended(0), True, Ending.KILLED, "vanished"),
+    ],
+)
+def test_a_worker_that_said_nothing_is_judged_by_how_it_ended(
+    exit_info: ExitInfo | None, started: bool, ending: Ending, words: str
+) -> None:
+    kind, reason = classify(None, exit_info, started)
+    assert kind is ending
+    assert words in reason
+
+
+ALWAYS = {
+    Ending.DONE: Action.GATE,
+    Ending.PAUSED: Action.GO_ON,
+    Ending.STOPPED: Action.GO_ON,
+    Ending.NOT_STARTED: Action.GO_ON,
+    Ending.BAD_CONFIG: Action.PAUSE,
+    Ending.DISK_FULL: Action.PAUSE,
+    Ending.BAD_DATA: Action.FAIL,
+}
+TRIED_AGAIN = [Ending.OUT_OF_MEMORY, Ending.NOT_FINITE, Ending.GPU, Ending.BUG, Ending.KILLED]
+
+
+@pytest.mark.parametrize("without_progress", [0, 1, MANY - 1, MANY, 10 * MANY])
+@pytest.mark.parametrize(("ending", "action"), ALWAYS.items())
+def test_these_endings_have_one_answer_however_often_they_come(
+    ending: Ending, action: Action, without_progress: int
+) -> None:
+    decision = decide(ending, "because", without_progress)
+    assert (decision.action, decision.reason) == (action, "because")
+
+
+@pytest.mark.parametrize("ending", TRIED_AGAIN)
+@pytest.mark.parametrize(
+    ("without_progress", "action"),
+    [(0, Action.GO_ON), (1, Action.GO_ON), (2, Action.GO_ON), (3, Action.FAIL), (4, Action.FAIL)],
+)
+def test_these_are_tried_again_until_three_attempts_made_no_progress(
+    ending: Ending, without_progress: int, action: Action
+) -> None:
+    decision = decide(ending, "because", without_progress)
+    assert decision.action is action
+    assert "because" in decision.reason
+    assert (f"{without_progress} attempts" in decision.reason) == (action is Action.FAIL)
+
+
+def test_every_ending_stands_in_one_of_the_tables() -> None:
+    assert {*ALWAYS, *TRIED_AGAIN} == set(Ending)
