@@ -178,16 +178,17 @@ def copy(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, link or tree; no error where it is gone. Callers: the door of deletion, and owners of caches."""
+    # A crash half-way must not leave a tree that still looks whole under its own name; the next removal ends it.
+    doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
     if path.is_symlink() or path.is_file():
         disk.unlink(path)
-    elif path.is_dir():
-        # A crash half-way must not leave something that still looks whole under its own name.
-        doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
-        if doomed != path:
-            if doomed.exists():  # of a removal that a crash cut short
-                disk.rmtree(doomed)
-            disk.rename(path, doomed)
-        disk.rmtree(doomed)
+    elif path.is_dir() or doomed.is_dir():
+        if doomed.is_dir() and doomed != path:
+            disk.rmtree(doomed)
+        if path.is_dir():
+            if doomed != path:
+                disk.rename(path, doomed)
+            disk.rmtree(doomed)
     else:
         return
     sync_folder(path.parent)

@@ -12,7 +12,7 @@ from daemon.core.records import now
 
 def discard(workspace: Workspace, path: Path, reason: str) -> Path:
     """Move a file or folder of the workspace into models/trash/, with a note on whence and why; its new place."""
-    _refuse_protected(workspace, path)
+    path = _allowed(workspace, path)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     grave = workspace.trash / f"{stamp}-{path.name.lstrip('.')}"
     files.make_folder(grave)
@@ -25,8 +25,7 @@ def discard(workspace: Workspace, path: Path, reason: str) -> Path:
 
 def delete(workspace: Workspace, path: Path) -> None:
     """Delete for good something that a newer copy has superseded."""
-    _refuse_protected(workspace, path)
-    files.remove(path)
+    files.remove(_allowed(workspace, path))
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -38,11 +37,14 @@ def clear_leftovers(folder: Path) -> None:
         files.remove(path)
 
 
-def _refuse_protected(workspace: Workspace, path: Path) -> None:
+def _allowed(workspace: Workspace, path: Path) -> Path:
+    """Where `path` really lies; refused where that is outside, or in, on or above what must stay."""
+    place = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
     protected = [workspace.base_models, workspace.latest]
     if workspace.latest.is_symlink():
         protected.append(workspace.current_model / os.readlink(workspace.latest))
-    inside = path.is_relative_to(workspace.root) and path != workspace.root
+    inside = place.is_relative_to(workspace.root) and place != workspace.root
     for keep in protected:
-        if not inside or path == keep or keep.is_relative_to(path):
+        if not inside or place.is_relative_to(keep) or keep.is_relative_to(place):
             raise Refused(f"{path} is protected and is not deleted.", "the accepted model and the base model stay")
+    return place

@@ -165,7 +165,7 @@ def end(
     loss: float | None = None,
     holdout_key: str | None = None,
 ) -> None:
-    """The ledger first, then the move: after a crash in between the same line is not written twice."""
+    """The ledger first, the move last: after a crash in between all is done again, and no line is written twice."""
     report = files.read_json(found.report) or {}
     line = LedgerLine(
         job=found.id,
@@ -182,8 +182,8 @@ def end(
     )
     ledger.record(context.workspace, line)
     context.clear("attempt")
-    moved = store.move(context.workspace, found, state, reason, remedy)
-    files.remove(moved.tokens)  # it can be made again from the data, which stays
+    files.remove(found.tokens)  # it can be made again from the data, which stays
+    store.move(context.workspace, found, state, reason, remedy)
     context.tracker.event(
         state.value, f"{found.job.file} is {state.value}" + (f": {reason}" if reason else ""), job=found.id
     )

@@ -25,7 +25,7 @@ def test_the_same_content_dropped_again_is_parked_with_the_command_that_trains_i
     bench.wait_for("completed")
     step = bench.manifest()["step"]
     bench.drop("second.jsonl", rows(8))
-    (parked,) = bench.wait_for("failed")
+    (parked,) = bench.wait_for("failed", seconds=30)
     said = bench.command("training_queue", "show", parked).stdout
     command = f"training_queue retry {parked} --again"
     assert "the same content was trained before" in said and command in said

@@ -51,7 +51,7 @@ def test_a_second_daemon_ends_with_75_and_touches_nothing(training: Bench) -> No
     with frozen(training.daemon_pid, worker):
         before = listing(training)
         for arguments in ((), ("run",), ("run", "--once")):
-            second = training.command("training_daemon", *arguments)
+            second = training.command("training_daemon", *arguments, timeout=30)
             assert second.returncode == 75 and f"process {training.daemon_pid}" in second.stderr
             assert "training_controller stop --now" in second.stderr
             assert listing(training) == before

@@ -166,7 +166,7 @@ def test_stop_ends_after_the_file_and_a_new_daemon_goes_on_with_what_waits(bench
     assert bench.daemon and bench.daemon.wait(20) == 0
     assert job in bench.jobs("completed") and bench.jobs("normal") == [waiting]
     assert bench.status()["status"] == "stopped" and bench.worker_pid() is None
-    assert bench.log(job, "log")[-1]["job_step"] == 100
+    assert started(bench, job) == [0] and bench.log(job, "log")[-1]["job_step"] == 100
     bench.start()
     bench.wait_for("completed", done + 2)
     assert waiting in bench.jobs("completed")
@@ -203,7 +203,7 @@ def stop_now(bench: Bench, how: str) -> None:
         (bench.root / ".stop").touch()
     else:
         assert "is verified" in succeed(bench, "training_controller", *how.split())
-    assert bench.daemon and bench.daemon.wait(5) == 0
+    assert bench.daemon and bench.daemon.wait(10) == 0
     assert not (bench.root / ".stop").exists()
 
 
@@ -225,5 +225,5 @@ def test_an_idle_daemon_obeys_the_stop_file_at_once(age_seconds: float, make_ben
     bench.wait(lambda: bench.status()["status"] == "idle", 10, "it is idle")
     bench.wait(lambda: time.monotonic() - began >= age_seconds, 10, "it is so old")
     (bench.root / ".stop").touch()
-    assert bench.daemon and bench.daemon.wait(5) == 0
+    assert bench.daemon and bench.daemon.wait(10) == 0
     assert not (bench.root / ".stop").exists()

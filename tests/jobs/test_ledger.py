@@ -63,6 +63,7 @@ def test_content_counts_as_trained_only_where_it_was_completed(workspace: Worksp
         ([{"validation_loss": 1.5}, {"validation_loss": 1.0, "outcome": "rejected"}], 1.5),
         ([{"validation_loss": 1.5}, {"validation_loss": 1.0, "holdout_key": "another"}], 1.5),
         ([{"validation_loss": None}], None),
+        ([{"validation_loss": None}, {"validation_loss": 1.5}], 1.5),
         ([{"validation_loss": 1.5, "holdout_key": None}], None),
     ],
 )

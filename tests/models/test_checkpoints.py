@@ -19,7 +19,7 @@ def missing(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def emptied(path: Path) -> None:
@@ -78,7 +78,14 @@ def test_every_damage_to_every_file_is_noticed_and_named(
     assert (checkpoints.damage(folder) or "").startswith(f"{name} ")
 
 
-@pytest.mark.parametrize("damage", [d for d in DAMAGES if d is not one_bit_turned])
+def test_a_file_cut_short_is_named_with_both_sizes(workspace: Workspace) -> None:
+    folder = put_checkpoint(workspace, 10)
+    whole = (folder / "optimizer.pt").stat().st_size
+    truncated(folder / "optimizer.pt")
+    assert checkpoints.damage(folder) == f"optimizer.pt has {whole // 2} bytes instead of {whole}"
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, emptied, zeroed, one_byte_longer])
 def test_every_damage_to_the_manifest_is_noticed(workspace: Workspace, damage: Callable[[Path], None]) -> None:
     folder = put_checkpoint(workspace, 10)
     damage(folder / checkpoints.MANIFEST)
