@@ -17,7 +17,6 @@ from daemon.core.errors import DaemonError, Exit, Locked
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Workspace
 from daemon.core.records import now
-from daemon.jobs import inbox
 from daemon.models import trash
 from daemon.service import settling, wishes
 from daemon.service.context import Context
@@ -138,8 +137,6 @@ class Daemon:
         self._context.reload_config()
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
-        for found in inbox.finish_taking_in(self._workspace):
-            self._context.tracker.event("taken_in", f"{found.job.file} waits (after an interruption)", job=found.id)
         self._context.tracker.event("daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid())
         return watch(self._workspace, self.wake)
 

@@ -61,6 +61,8 @@ class Taking:
     def _take_in(self) -> None:
         context = self._context
         self.unsettled = False
+        for found in inbox.finish_taking_in(context.workspace):
+            context.tracker.event("taken_in", f"{found.job.file} waits (after an interruption)", job=found.id)
         for item in inbox.dropped(context.workspace):
             kind = inbox.unusable(item.path)
             if kind:
