@@ -115,7 +115,10 @@ BAD_LINES = [
     (turns(QUESTION, {**ANSWER, "train": "no"}), "train of turn 2 is 'no'"),
     (line({"messages": [QUESTION, ANSWER], "tools": "f"}), "tools is not a list of objects"),
     (line({"conversations": [{"from": "human"}, {"from": "gpt", "value": "a"}]}), "turn 1 (user) has no content"),
-    (line({"instruction": "q", "output": "a", "history": [["x", "y"]]}), "history is not understood"),
+    (
+        line({"instruction": "q", "output": "a", "history": ["x", "y"]}),
+        "entry 1 of history is not a question and its answer",
+    ),
 ]
 
 
