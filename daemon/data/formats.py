@@ -10,8 +10,8 @@ import orjson
 
 from daemon.data import turns
 from daemon.data.lines import BadRow, kind_of, parse
-from daemon.data.turns import Message
 
+Message = turns.Message
 DIGEST_BYTES = 16
 KNOWN_COLUMNS = (
     "use one of: messages; conversations; instruction, input and output; prompt and completion; "
@@ -58,10 +58,10 @@ class Row:
 
 def read(line: bytes, column_map: Mapping[str, str] | None = None) -> Row:
     """The row in one line. Raises BadRow."""
-    return normalise(rename(parse(line), column_map or {}))
+    return normalise(map_columns(parse(line), column_map or {}))
 
 
-def rename(row: dict[str, Any], column_map: Mapping[str, str]) -> dict[str, Any]:
+def map_columns(row: dict[str, Any], column_map: Mapping[str, str]) -> dict[str, Any]:
     """The row with {our column: their column} applied; a column that is not there changes nothing."""
     found = {ours: theirs for ours, theirs in column_map.items() if theirs in row}
     if not found:
