@@ -12,7 +12,7 @@ from daemon.core.errors import DaemonError
 from daemon.core.paths import JOB_DIGESTS, Workspace
 from daemon.core.records import IntakeReport, Job, State, now
 from daemon.data.formats import DIGEST_BYTES
-from daemon.data.judging import Verdict
+from daemon.data.judging import Verdict, share
 from daemon.data.sources import Source
 from daemon.data.survey import Counts
 from daemon.data.tokens import TokensMeta
@@ -36,6 +36,7 @@ def write_report(
     seconds: float,
 ) -> IntakeReport:
     """The card, not saved yet. `settings` are the job's own."""
+    percent = settings.warn_truncation_percent
     return IntakeReport(
         usable=verdict is None,
         file=job.file,
@@ -55,7 +56,7 @@ def write_report(
         trained_token_percent=_percent(meta.trained_tokens, meta.tokens),
         think_tag_percent=_percent(counts.thinking, meta.rows),
         trained_before_rows=count_trained_before(workspace, job.id, seen),
-        fitting_max_length=counts.fitting_length(settings.warn_truncation_percent) if counts.too_long else None,
+        fitting_max_length=counts.fitting_length(percent) if share(counts.too_long, counts) > percent else None,
         numbered=counts.unit,
         cache_key=None if verdict else meta.key,
         reason=verdict[0] if verdict else None,

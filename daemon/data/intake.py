@@ -1,9 +1,10 @@
 """Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
 
-`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is written, whatever it says, and
-with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not judged. Without a job
-it makes the holdout's cache only.
-One at a time in a workspace; what an interrupted one left is made anew.
+`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER [--outside]]` ends with 0 once report.json is written,
+whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not
+judged. Without a job it makes the holdout's cache only.
+One at a time in a workspace; what an interrupted one left is made anew. With `--outside` the job's folder lies outside
+of the workspace, nothing in the workspace is changed, and any number may run.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOK
 from daemon.core.records import Job, RejectedRow
 from daemon.data import tokens
 from daemon.data.card import write_report
-from daemon.data.holdout import holdout_files, holdout_folder, holdout_key, remove_old_caches
+from daemon.data.holdout import holdout_digests, holdout_files, holdout_folder, holdout_key, remove_old_caches
 from daemon.data.judging import judge, warnings
 from daemon.data.render import Renderer
 from daemon.data.sources import Source
@@ -31,17 +32,23 @@ from daemon.data.tokens import TokensMeta, TokensWriter
 
 MEMORY_LIMIT_BYTES = 4 << 30  # of address space
 TOKENIZER_THREADS = 4  # each thread's arenas count against the limit
+OUTSIDE = "--outside"
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     die_with_parent()
     limit_resources()
-    if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]\n")
+    if len(arguments) not in (1, 2, 3) or arguments[2:] not in ([], [OUTSIDE]):
+        sys.stderr.write(f"usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER [{OUTSIDE}]]\n")
         return Exit.USAGE
+    workspace = Workspace.at(arguments[0])
+    folder = Path(arguments[1]).absolute() if len(arguments) > 1 else None
     try:
-        examine(Workspace.at(arguments[0]), Path(arguments[1]).absolute() if len(arguments) == 2 else None)
+        if folder is not None and OUTSIDE in arguments:
+            examine_outside(workspace, folder)
+        else:
+            examine(workspace, folder)
     except DaemonError as error:
         return _blame_workspace(error.message, error.remedy)
     except OSError as error:
@@ -80,6 +87,13 @@ def examine(workspace: Workspace, folder: Path | None) -> None:
         _examine_job(workspace, folder, settings, renderer, holdout)
 
 
+def examine_outside(workspace: Workspace, folder: Path) -> None:
+    """The job in `folder`, with the workspace only looked at."""
+    settings, _ = config.load(workspace.config)
+    renderer = Renderer(workspace.root / settings.base_model)
+    examine_job(workspace, folder, settings, renderer, holdout_digests(workspace, settings))
+
+
 def _examine_job(
     workspace: Workspace, folder: Path, settings: Settings, renderer: Renderer, holdout: TokensMeta | None
 ) -> None:
@@ -92,7 +106,7 @@ def examine_job(
     folder: Path,
     settings: Settings,
     renderer: Renderer,
-    holdout_digests: set[bytes],
+    held_out: set[bytes],
     holdout: TokensMeta | None = None,
 ) -> None:
     """report.json is written last. Nothing but the job's folder is changed, wherever it lies."""
@@ -102,7 +116,7 @@ def examine_job(
     for name in (JOB_REPORT, JOB_REJECTED_ROWS, JOB_TOKENS):
         files.remove(folder / name)
     key = tokens.key(workspace.root / settings.base_model, settings)
-    survey, meta, source = _survey(folder, job, settings, key, renderer, holdout_digests)
+    survey, meta, source = _survey(folder, job, settings, key, renderer, held_out)
     verdict = judge(survey.counts, settings)
     if verdict:
         files.remove(folder / JOB_TOKENS)

@@ -20,6 +20,8 @@ from daemon.data.tokens import TokensWriter
 BATCH_ROWS = 256
 BATCH_CHARACTERS = 1 << 20
 
+IN_HOLDOUT = "the row is in the holdout"
+
 Reject = Callable[[RejectedRow], None]
 
 
@@ -121,9 +123,7 @@ class Survey:
     def _settle_row(self, line: Line, row: Row, encoded: Encoded) -> None:
         if row.digest in self._holdout:
             self.counts.in_holdout += 1
-            self._reject(
-                line, "the row is in the holdout", "nothing to do: it measures the model, so it is not trained"
-            )
+            self._reject(line, IN_HOLDOUT, "nothing to do: it measures the model, so it is not trained")
             return
         self._check_mask(line, row, encoded)
         self.counts.longest = max(self.counts.longest, len(encoded.ids))

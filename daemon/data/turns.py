@@ -108,9 +108,11 @@ def check_order(messages: list[Message]) -> None:
                 f"{place} there may be: {', '.join(FOLLOWERS[before])}",
             )
         before = role
+    if before is None:
+        raise BadRow("the row has no turns", "add a question and its answer, or remove the row")
     if before != "assistant":
-        found = f"ends with {before}" if before else "has no turns"
-        raise BadRow(f"the row {found}, not with the assistant's answer", "add the answer, or remove what follows it")
+        reason = f"the row ends with {before}, not with the assistant's answer"
+        raise BadRow(reason, "add the answer, or remove what follows it")
 
 
 def says_something(message: Message) -> bool:
