@@ -58,8 +58,6 @@ class Source:
             stream: Stream = io.BufferedReader(file, CHUNK)
             unpacked = _Unpacked(stream, self._settings.max_unpacked_bytes) if self._kind.endswith(GZ) else stream
             yield from self._rows(unpacked)
-            while unpacked.read(CHUNK) or stream.read(CHUNK):
-                pass
             self._seen = (file.bytes, file.sha256)
 
     def _rows(self, stream: Stream) -> Iterator[Line]:

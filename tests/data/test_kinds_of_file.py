@@ -92,7 +92,7 @@ def test_blocks_of_plain_text_between_blank_lines_are_rows(tmp_path: Path) -> No
     ("name", "number"), [("x.csv", 42), ("x.json", 21), ("x.parquet", 21), ("x.jsonl.gz", 21), ("x.txt", 3)]
 )
 def test_a_bad_row_is_listed_with_its_line_element_or_row(tmp_path: Path, name: str, number: int) -> None:
-    bad = {"prompt": "q", "completion": ""}
+    bad = {"prompt": "in two\nlines", "completion": ""}
     made = {
         "x.csv": as_csv([*ROWS, bad]),
         "x.json": json.dumps([*ROWS, bad]).encode(),

@@ -77,9 +77,10 @@ def test_a_name_that_comes_later_is_waited_for_and_then_held_on_to(workspace: Wo
 
 
 def test_a_file_that_names_itself_waits_for_another_of_that_name(workspace: Workspace) -> None:
-    first = drop(workspace, "a.jsonl")
+    alone = drop(workspace, "a.jsonl", after="a.jsonl")
+    assert order.standing(workspace, alone, NOW).words == "for a.jsonl, which is not there yet"
     again = drop(workspace, "a.jsonl", after="a.jsonl")
-    assert again.job.after == first.id
+    assert again.job.after == alone.id
 
 
 def test_the_list_says_what_is_waited_for_and_who_is_next(workspace: Workspace) -> None:
