@@ -190,7 +190,11 @@ def finish_taking_in(workspace: Workspace) -> list[store.Found]:
 
 
 def sidecar_paths(path: Path) -> list[Path]:
-    return [beside for suffix in SIDECAR_SUFFIXES if (beside := path.with_suffix(suffix)).is_file()][:1]
+    """The settings beside a data file, if there are any: x.yaml, beside x.jsonl.gz also x.jsonl.yaml."""
+    ending = kind_of_file(path.name) or path.suffix
+    stems = dict.fromkeys((path.name[: len(path.name) - len(ending)], path.stem))
+    beside = [path.with_name(stem + suffix) for stem in stems if stem for suffix in SIDECAR_SUFFIXES]
+    return [file for file in beside if file.is_file()][:1]
 
 
 def _sidecar(path: Path) -> tuple[Sidecar, BadData | None]:

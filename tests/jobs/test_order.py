@@ -130,3 +130,11 @@ def test_times_are_understood_as_people_write_them() -> None:
 def test_a_file_with_an_odd_name_keeps_the_ending_that_says_how_to_read_it(workspace: Workspace, name: str) -> None:
     found = drop(workspace, name)
     assert found.job.data == f"data{name[name.index('.') :]}"
+
+
+@pytest.mark.parametrize("beside", ["a.yaml", "a.yml", "a.jsonl.yaml"])
+def test_a_packed_file_has_its_settings_beside_it_under_either_name(workspace: Workspace, beside: str) -> None:
+    (workspace.inbox / beside).write_text("label: mine\n")
+    found = drop(workspace, "a.jsonl.gz")
+    assert (found.job.label, found.job.data) == ("mine", "a.jsonl.gz")
+    assert list(workspace.inbox.iterdir()) == []
