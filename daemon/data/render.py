@@ -47,7 +47,9 @@ class Renderer:
         tokens = _named_tokens(model_folder)
         self._eos = self._tokenizer.token_to_id(tokens.get("eos_token", ""))
         self._templates = _load_templates(model_folder, tokens)
-        special = {t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+        special = {t.content for t in added.values() if t.special}
         special |= {tokens["eos_token"]} if "eos_token" in tokens else set()
         longest_first = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
         # Some templates put a space before the token that ends a turn.
@@ -119,6 +121,10 @@ class Renderer:
             self._whole(next(texts).ids) if draft.spans is None else _masked(next(chats), draft.spans)
             for draft in drafts
         ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens as text, special ones too."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens) if texts else []

@@ -158,7 +158,7 @@ def _damage(path: Path, size: int, seal: FileSeal | None, deep: bool) -> str | N
 
 def key(model_folder: Path, settings: Settings) -> str:
     """Names everything but the data that decides the tokens and the mask. Raises BadConfig without a tokenizer."""
-    options = [FORMAT, settings.max_length, settings.excess_length, settings.max_row_bytes]
+    options = [FORMAT, settings.max_length, settings.excess_length, settings.max_row_bytes, settings.column_map]
     names = [name for name in MODEL_FILES if (model_folder / name).is_file()]
     if TOKENIZER not in names:
         raise no_tokenizer(model_folder)

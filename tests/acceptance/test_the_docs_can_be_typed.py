@@ -1,5 +1,6 @@
 """Every command on the pages, typed as it stands there; a page whose commands fail is wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.bench import COMMANDS, ENVIRONMENT, Bench, rows
+from tests.acceptance.bench import COMMANDS, ENVIRONMENT, Bench, as_bytes, rows
 
 ROOT = Path(__file__).parents[2]
 TYPING_SECONDS = 20  # a person types slowly: what is not there yet may come until then
@@ -112,6 +113,29 @@ def test_how_to_load_the_trained_model(make_bench: object, tmp_path: Path) -> No
     subprocess.run(
         [sys.executable, "-c", code], cwd=bench.root.parent, env=ENVIRONMENT, check=True, capture_output=True
     )
+
+
+def test_how_to_look_at_data_first(make_bench: object, typist: Typist) -> None:
+    bench: Bench = make_bench(max_length=4096)  # type: ignore[operator]
+    typist.environment["TRAINING_BASE_DIR"] = str(bench.root)
+    (typist.folder / "my-data.jsonl").write_bytes(as_bytes(rows(60)))
+    page = (ROOT / "docs/how-to/data.md").read_text()
+    typed = [typist.type(line) for line in re.findall(r"^    (training_queue .*)", page, re.M)]
+    assert "60 good" in typed[0]
+    assert "⟦" in typed[1]
+    assert len((bench.root / "data/validation/my-data.jsonl").read_bytes().splitlines()) == 20
+
+
+def test_the_rows_on_the_page_are_good_ones(make_bench: object, typist: Typist) -> None:
+    bench: Bench = make_bench()  # type: ignore[operator]
+    page = (ROOT / "docs/how-to/data.md").read_text()
+    cells = re.findall(r"^\| `.*\| `(\{.*?\})`", page, re.M)
+    turns = next(block for block in blocks("docs/how-to/data.md", "json") if "messages" in block)
+    path = typist.folder / "page.jsonl"
+    path.write_text("\n".join([*cells, turns.replace("\n", " ")]) + "\n")
+    said = bench.command("training_queue", "validate", str(path), "--json")
+    report = json.loads(said.stdout)["report"]
+    assert (said.returncode, report["rows"], len(report["format"].split(", "))) == (0, 7, 6)
 
 
 def test_how_to_fill_the_queue_and_control_the_training(make_demo: object, tmp_path: Path) -> None:
