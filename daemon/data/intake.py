@@ -21,7 +21,7 @@ from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError, Exit, WorkerExit
 from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
 from daemon.core.records import IntakeReport, Job, RejectedRow, now
-from daemon.data import tokens
+from daemon.data import notices, tokens
 from daemon.data.holdout import holdout_files, holdout_folder, holdout_key, remove_old_caches
 from daemon.data.lines import LineReader
 from daemon.data.render import Renderer
@@ -76,7 +76,7 @@ def limit_resources() -> None:
 def examine(workspace: Workspace, folder: Path | None) -> None:
     """The holdout's cache where it is not there yet, then the job in `folder`."""
     settings, _ = config.load(workspace.config)
-    renderer = Renderer(workspace.root / settings.base_model)
+    renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
     holdout = prepare_holdout(workspace, settings, renderer)
     if folder is not None:
         _examine_job(workspace, folder, settings, renderer, holdout)
@@ -211,6 +211,7 @@ def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None) -> 
         found.append(f"{_of(counts.too_long, counts)} rows are longer than max_length {settings.max_length} and {done}")
     if counts.cut_off:
         found.append("the last line is not whole: the file seems cut off")
+    found += notices.warnings(counts.notes, settings.enable_thinking)
     if holdout and holdout.left_out_rows:
         found.append(f"{holdout.left_out_rows} rows of the holdout in data/validation are bad or too long and not used")
     return found

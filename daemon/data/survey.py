@@ -10,9 +10,10 @@ from pathlib import Path
 from daemon.core.config import Settings
 from daemon.core.records import RejectedRow
 from daemon.data import formats
+from daemon.data.encoding import Draft, Encoded
 from daemon.data.formats import Row
 from daemon.data.lines import BadRow, Line, LineReader, Unreadable
-from daemon.data.render import Draft, Encoded, Renderer
+from daemon.data.render import Renderer
 from daemon.data.tokens import TokensWriter
 
 # Tokenised together: enough for speed, little enough for memory.
@@ -33,6 +34,7 @@ class Counts:
     duplicates: int = 0
     longest: int = 0  # tokens, before any cut
     formats: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)  # rows by what was noted on them
     too_long_lengths: "array[int]" = field(default_factory=lambda: array("Q"))
     first_bad: str | None = None  # in words
     cut_off: bool = False  # the last line is not whole
@@ -95,6 +97,8 @@ class Survey:
                     assert pending.bad is not None
                     raise pending.bad
                 self._settle_row(pending.line, pending.row, next(encoded))
+                assert pending.draft is not None
+                self.counts.notes.update(pending.draft.notes)
             except BadRow as bad:
                 self._count_bad(pending.line, bad)
 

@@ -17,8 +17,8 @@ from jinja2.utils import Namespace
 
 from daemon.data.formats import Message
 from daemon.data.lines import BadRow
+from daemon.data.markers import Span
 
-Span = tuple[int, int]  # characters, the end excluded
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 
@@ -26,7 +26,8 @@ _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 class Template:
     """A compiled chat template. Raises jinja2.TemplateSyntaxError where it is none."""
 
-    def __init__(self, source: str, named_tokens: dict[str, str]) -> None:
+    def __init__(self, source: str, named_tokens: dict[str, str], options: dict[str, Any] | None = None) -> None:
+        """`options` are further variables for the template, enable_thinking for example."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, loopcontrols]
         )
@@ -37,17 +38,24 @@ class Template:
         environment.globals["namespace"] = _Namespace
         marks = environment.extensions[_Marks.identifier]
         assert isinstance(marks, _Marks)
+        self.source = source
         self.is_marked = bool(_MARK.search(source))
         self._marks = marks
         self._template = environment.from_string(source)
-        self._named_tokens = named_tokens
+        self._variables = {**named_tokens, **(options or {})}
 
     def render(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool = False
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = False,
+        **options: Any,
     ) -> tuple[str, list[Span]]:
         """The conversation as text, and the spans marked by {% generation %}. Raises BadRow."""
         variables = {
-            **self._named_tokens,
+            **self._variables,
+            **options,
             "messages": [_plain(message) for message in messages],
             "tools": tools,
             "documents": None,
