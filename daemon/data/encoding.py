@@ -37,6 +37,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, eos: int | None) -> None:
         self._tokenizer = tokenizer
         self._eos = eos
+        self._added = frozenset(tokenizer.get_added_tokens_decoder())
         self._newline = tokenizer.encode(_NEWLINE, add_special_tokens=False).ids
         self.can_be_text = cache(self._can_be_text)
 
@@ -53,10 +54,22 @@ class Encoder:
         if draft.quotes:
             return self._in_pieces(draft, draft.spans)
         encoding = next(chats)
-        return Encoded(encoding.ids, _mask(encoding.offsets, draft.spans))
+        return self._masked(encoding.ids, encoding.offsets, draft.spans)
 
     def _batch(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens) if texts else []
+
+    def _masked(self, ids: list[int], offsets: list[Span], spans: list[Span]) -> Encoded:
+        """A token is trained where any of its characters is."""
+        mask = bytearray(len(ids))
+        for start, end in spans:
+            first = bisect_right(offsets, start, key=lambda offset: offset[1])
+            last = bisect_left(offsets, end, key=lambda offset: offset[0])
+            # Some special tokens swallow the white space behind them; the one that opens the turn is still context.
+            while first < last and offsets[first][0] < start and ids[first] in self._added:
+                first += 1
+            mask[first:last] = b"\1" * (last - first)
+        return Encoded(ids, bytes(mask))
 
     def _whole(self, ids: list[int]) -> Encoded:
         if self._eos is not None and ids[-1:] != [self._eos]:
@@ -75,7 +88,7 @@ class Encoder:
                 ids += found
                 offsets += [(a + place, b + place) for a, b in where]
             done = end
-        return Encoded(ids, _mask(offsets, spans))
+        return self._masked(ids, offsets, spans)
 
     def _piece(self, text: str, is_first: bool) -> tuple[list[int], list[Span]]:
         """One piece of a longer text. Behind a newline: at a text's beginning some tokenizers add a space."""
@@ -106,13 +119,3 @@ class Encoder:
     def _can_be_text(self, marker: str) -> bool:
         """Whether the tokenizer has other tokens than the marker's own to write it."""
         return self._tokenizer.token_to_id(marker) not in self._as_text(marker)[0]
-
-
-def _mask(offsets: list[Span], spans: list[Span]) -> bytes:
-    """A token is trained where any of its characters is."""
-    mask = bytearray(len(offsets))
-    for start, end in spans:
-        first = bisect_right(offsets, start, key=lambda offset: offset[1])
-        last = bisect_left(offsets, end, key=lambda offset: offset[0])
-        mask[first:last] = b"\1" * (last - first)
-    return bytes(mask)

@@ -1,6 +1,8 @@
 """Where the assistant speaks in a rendered conversation, by what the template puts around it: learned by asking it."""
 
 import re
+from itertools import zip_longest
+from typing import Any
 
 from daemon.data.dialect import NAME, Dialect, probe
 from daemon.data.formats import Message
@@ -30,9 +32,11 @@ def common_start(*texts: str) -> str:
     return next((first[:i] for i, letter in enumerate(first) if letter != last[i : i + 1]), first)
 
 
-def _render(template: Template, messages: list[Message], *, prompt: bool = False, **options: bool) -> str | None:
+def _render(
+    template: Template, messages: list[Message], *, prompt: bool = False, options: dict[str, Any] | None = None
+) -> str | None:
     try:
-        return template.render(messages, None, add_generation_prompt=prompt, **options)[0]
+        return template.render(messages, None, add_generation_prompt=prompt, options=options or {})[0]
     except BadRow:
         return None
 
@@ -52,9 +56,10 @@ class Speech:
         self._opener = re.compile(any_of(openers))
         self._stop = re.compile(any_of(stops))
         self._is_known = bool(openers and stops)
-        self.writes_thoughts = _END_OF_THOUGHT in template.source
-        self._prompted = _prompted(template, plain) if self.writes_thoughts else ""
-        self._silent = _prompted(template, plain, enable_thinking=False) if self.writes_thoughts else ""
+        self._prompted = _prompted(template, plain, template.options) if _writes_thoughts(template) else ""
+        self._silent = _prompted(template, plain, {"enable_thinking": False})
+        before_answer = text.partition(_SECOND)[2].partition(_LAST)[0]
+        self._inserts_empty_thoughts = _END_OF_THOUGHT in self._silent or _END_OF_THOUGHT in before_answer
 
     @property
     def have_ends(self) -> bool:
@@ -67,13 +72,15 @@ class Speech:
         """
         if not self._is_known:
             return None
-        return [self._span(text, opened.end()) for opened in self._opener.finditer(text)]
-
-    def _span(self, text: str, start: int) -> Span:
-        stopped = self._stop.search(text, start)
-        if stopped is None:
-            return start, len(text)
-        return start, stopped.end() if self._closers else stopped.start()
+        spans = []
+        opened = list(self._opener.finditer(text))
+        for this, following in zip_longest(opened, opened[1:]):
+            stopped = self._stop.search(text, this.end())
+            end = stopped.start() if stopped else len(text)
+            # Two results of tools, or two questions, may follow each other: the last one before an answer opens it.
+            if following is None or following.start() >= end:
+                spans.append((this.end(), stopped.end() if stopped and self._closers else end))
+        return spans
 
     def close(self, text: str, span: Span) -> Span:
         """The span with the token that ends the turn, where that stands just behind."""
@@ -92,12 +99,11 @@ class Speech:
         beginning of one where it stands in the prompt for generation.
         """
         start, end = span
-        if not self.writes_thoughts:
-            return span
-        if _END_OF_THOUGHT in self._silent and text.startswith(self._silent, start):
-            return start + len(self._silent), end
-        if empty := _EMPTY_THOUGHT.match(text, start, end):
-            return empty.end(), end
+        if self._inserts_empty_thoughts:
+            if _END_OF_THOUGHT in self._silent and text.startswith(self._silent, start):
+                return start + len(self._silent), end
+            if empty := _EMPTY_THOUGHT.match(text, start, end):
+                return empty.end(), end
         return (start + len(self._prompted), end) if text.startswith(self._prompted, start) else span
 
     def length_prompted(self, before: str) -> int:
@@ -149,7 +155,13 @@ def _next_turns(template: Template, dialect: Dialect, markers: Markers) -> set[s
     return {found[0] for text in following if (found := markers.pattern.search(text))}
 
 
-def _prompted(template: Template, header: str, **options: bool) -> str:
+def _writes_thoughts(template: Template) -> bool:
+    thoughtful = {**TALK[-1], "reasoning_content": "Kq7Zthought"}
+    text = _render(template, [*TALK[:-1], thoughtful]) or ""
+    return re.search(rf"{_THOUGHT}\s*Kq7Zthought", text) is not None
+
+
+def _prompted(template: Template, header: str, options: dict[str, Any]) -> str:
     """What the prompt for generation adds to the header."""
-    tail = (_render(template, TALK[:3], prompt=True, **options) or "").rpartition(_SECOND)[2]
-    return tail[len(header) :] if header and tail.startswith(header) else ""
+    tail = (_render(template, TALK[:3], prompt=True, options=options) or "").rpartition(_SECOND)[2]
+    return tail.partition(header)[2] if header else ""

@@ -42,7 +42,8 @@ class Template:
         self.is_marked = bool(_MARK.search(source))
         self._marks = marks
         self._template = environment.from_string(source)
-        self._variables = {**named_tokens, **(options or {})}
+        self._named_tokens = named_tokens
+        self.options = options or {}
 
     def render(
         self,
@@ -50,12 +51,12 @@ class Template:
         tools: list[dict[str, Any]] | None,
         *,
         add_generation_prompt: bool = False,
-        **options: Any,
+        options: dict[str, Any] | None = None,
     ) -> tuple[str, list[Span]]:
         """The conversation as text, and the spans marked by {% generation %}. Raises BadRow."""
         variables = {
-            **self._variables,
-            **options,
+            **self._named_tokens,
+            **(self.options if options is None else options),
             "messages": [_plain(message) for message in messages],
             "tools": tools,
             "documents": None,
