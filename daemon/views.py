@@ -10,8 +10,8 @@ from typing import Any
 from daemon.core import files, locks
 from daemon.core.errors import NotFound
 from daemon.core.paths import Workspace
-from daemon.core.records import ENDED_STATES, Desired, IntakeReport, Job, State
-from daemon.jobs import store
+from daemon.core.records import ENDED_STATES, Desired, IntakeReport, Job, State, now
+from daemon.jobs import order, store
 from daemon.jobs.inbox import dropped, printable
 
 FOLLOW_SECONDS = 0.2
@@ -91,8 +91,12 @@ def queue(workspace: Workspace, everything: bool = False) -> list[dict[str, Any]
     busy = len(training)
     rows = [_row(found) for found in training]
     started = {found.id for found in training}
+    before, time = busy, now()
     for position, found in enumerate((f for f in waiting if f.id not in started), start=1):
-        waits_for = blocker or ("next" if position == 1 and not busy else f"{position - 1 + busy} before it")
+        standing = order.standing(workspace, found, time)
+        ready = standing.kind == "ready"
+        waits_for = blocker or (standing.words if not ready else f"{before} before it" if before else "next")
+        before += ready  # one that is held back lets the others pass
         rows.append(_row(found) | {"position": position, "waits_for": waits_for})
     if everything:
         rows += [_row(found) for found in store.jobs(workspace, *ENDED_STATES)]
@@ -127,6 +131,7 @@ def _row(found: store.Found) -> dict[str, Any]:
         "label": found.job.label,
         "rows": report.rows if report else None,
         "bad_rows": report.bad_rows if report else None,
+        "too_long_rows": report.too_long_rows if report else None,
         "steps": report.estimated_steps if report else None,
         "waits_for": None,
         "age_seconds": age_seconds(found.job.taken_in_at),

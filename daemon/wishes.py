@@ -177,6 +177,11 @@ def drop(workspace: Workspace, source: Path, sidecar: dict[str, Any]) -> str:
         files.remove(copy)
 
 
+def find_after(workspace: Workspace, text: str) -> str:
+    """The job that a file is to be trained after; a file that still lies in the inbox is named as it is."""
+    return _find_soon(workspace, text, text in views.inbox(workspace)) or text
+
+
 def check_source(workspace: Workspace, source: Path) -> None:
     """Refuse what the inbox would leave alone, with the reason."""
     if not source.exists():

@@ -24,11 +24,12 @@ MAY_IMPORT = {
     "worker": {"core", "data", "jobs", "models"},
     "views": {"core", "data", "jobs", "models"},
     "wishes": {"core", "jobs", "views"},
-    "cli": {"core", "views", "wishes"},
-    "web": {"core", "views", "wishes"},
+    "checking": {"core", "data", "jobs"},
+    "cli": {"core", "views", "wishes", "checking"},
+    "web": {"core", "views", "wishes", "checking"},
 }
-# The command that makes workspaces and starts the daemon has to name them.
-ALSO = {"daemon.cli.training_daemon": {"models", "service"}}
+# The command that makes workspaces and starts the daemon has to name them; a report card says what a model will need.
+ALSO = {"daemon.cli.training_daemon": {"models", "service"}, "daemon.data.card": {"models"}}
 HEAVY = {"torch", "transformers", "numpy", "peft", "accelerate", "datasets", "trl", "ray", "safetensors"}
 CHANGES_THE_DISK = {"unlink", "rename", "replace", "rmtree", "rmdir", "removedirs", "mkdir", "makedirs", "symlink_to"}
 CHANGES_THE_DISK |= {"hardlink_to", "touch", "write_text", "write_bytes", "truncate", "copyfile", "copytree", "copy2"}

@@ -8,6 +8,7 @@ import orjson
 import typer
 
 from daemon import views, wishes
+from daemon.cli import training_queue_data
 from daemon.cli.common import AsJson, BaseDir, Face, NoWait, Timeout, ask, face, new_app, run, show_examples
 from daemon.core.errors import Exit, UsageError
 from daemon.core.paths import Workspace
@@ -140,6 +141,9 @@ def add(
     sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Data files; they are copied.")],
     priority: Annotated[Priority | None, typer.Option(help="high goes first, low last.")] = None,
     label: Annotated[str | None, typer.Option(help="A word of yours, shown with the job.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="Wait until this job is completed.", autocompletion=complete_job)
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Train it although it was trained before.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="For these files only.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="For these files only.")] = None,
@@ -155,6 +159,7 @@ def add(
     given = {
         "priority": priority,
         "label": label,
+        "after": wishes.find_after(shown.workspace, after) if after else None,
         "again": again or None,
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -258,6 +263,9 @@ def retry(
         no_wait=no_wait,
         timeout=timeout,
     )
+
+
+training_queue_data.add_to(app)
 
 
 def main() -> NoReturn:

@@ -18,12 +18,22 @@ STYLES |= {"completed": "green", "processing": "bold", "paused": "yellow"}
 
 def show(*parts: RenderableType) -> None:
     """Print, with colours on a terminal only, and with none where NO_COLOR is set."""
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    console = Console(highlight=False, color_system=colours)
+    console = _console()
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     for part in parts:
         console.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def has_colours() -> bool:
+    """Whether colour would be seen: else it must not carry a meaning."""
+    console = _console()
+    return console.is_terminal and console.color_system is not None
+
+
+def _console() -> Console:
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(highlight=False, color_system=colours)
 
 
 def number(value: Any, form: str = ".4g") -> str:
@@ -134,7 +144,7 @@ def job(facts: dict[str, Any]) -> RenderableType:
     lines = [
         Text(facts["id"], style="bold").append(f"  {facts['state']}  {facts['file']}", style="not bold"),
         _line("folder", facts["folder"]),
-        _line("rows", f"{number(facts['rows'], 'd')} good, {number(facts['bad_rows'], 'd')} refused"),
+        _line("rows", _rows_in_words(facts)),
     ]
     if report:
         lines.append(
@@ -152,6 +162,11 @@ def job(facts: dict[str, Any]) -> RenderableType:
     if facts["remedy"]:
         lines.append(_line("remedy", facts["remedy"]))
     return Group(*lines)
+
+
+def _rows_in_words(facts: dict[str, Any]) -> str:
+    too_long = f", {facts['too_long_rows']} too long" if facts["too_long_rows"] else ""
+    return f"{number(facts['rows'], 'd')} good, {number(facts['bad_rows'], 'd')} refused{too_long}"
 
 
 def _attempt(attempt: dict[str, Any]) -> Text:

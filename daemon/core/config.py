@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from daemon.core import files
 from daemon.core.errors import BadConfig
 from daemon.core.paths import ENV_BASE_DIR
 
@@ -34,6 +35,12 @@ ALIASES = {
     "excess_length_strategy": "excess_length",
     "gradient_checkpointing": "activation_checkpointing",
 }
+
+# The columns of the formats that rows may have, as column_map may name them.
+COLUMNS = (
+    *("messages", "conversations", "tools", "instruction", "input", "output", "system", "history"),
+    *("prompt", "completion", "response", "text", "chosen", "rejected"),
+)
 
 # TrainingArguments that the daemon decides itself, each with the reason it gives.
 OWNED = {
@@ -106,9 +113,13 @@ class Settings(Strict):
     poll_interval: Annotated[float, Field(gt=0)] = 30  # seconds; the net under the file events
     settle_seconds: Annotated[float, Field(ge=0)] = 2
     max_row_bytes: Positive = 8 * 2**20
+    max_unpacked_bytes: Positive = 64 * 2**30  # of a packed file
+    column_map: dict[str, str] = {}  # our column: the file's
     max_bad_row_percent: Percent = 5
     warn_truncation_percent: Percent = 5
     block_truncation_percent: Percent = 20
+    min_trained_percent: Percent = 0.1  # of the tokens of conversations; outside of these bounds the masks are wrong
+    max_trained_percent: Percent = 99
     gate: Gate = Gate()
     training_args: dict[str, Any] = {}  # any other TrainingArguments, by their own names
 
@@ -178,6 +189,7 @@ def parse(given: dict[str, Any], source: str) -> tuple[Settings, list[str]]:
     except ValidationError as error:
         raise _in_words(error, source) from None
     _check_together(settings, source)
+    check_column_map(settings.column_map, source)
     if settings.training_method == "full" and settings.rate > 1e-4:
         notices.append(f"{source}: learning_rate {settings.rate:g} is high for full fine-tuning (usual: 1e-5 to 5e-5)")
     return settings, notices
@@ -224,6 +236,24 @@ def _check_together(settings: Settings, source: str) -> None:
             f"{source}: lr_scheduler_type {settings.lr_scheduler_type} needs an end, and a lineage has none.",
             f"use one of {', '.join(endless)}, or set lr_schedule_scope to job",
         )
+
+
+def check_column_map(column_map: dict[str, str], source: str) -> None:
+    """Refuse a column that no format has."""
+    for name in column_map:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name, COLUMNS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"write our column first: one of {', '.join(COLUMNS)}"
+            raise BadConfig(f"{source}: column_map names the column {name}, which no format has.", remedy)
+
+
+def change(path: Path, name: str, value: Any) -> None:
+    """Set one key of a config.json, under the name that it has there. Raises BadConfig where the result is refused."""
+    given = files.read_json(path) or {}
+    key = next((k for k in given if ALIASES.get(k, k) == name), name)
+    changed = {**given, key: value}
+    parse(changed, str(path))
+    files.write_json(path, changed)
 
 
 def _unknown(key: str, source: str) -> BadConfig:

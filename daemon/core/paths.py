@@ -14,6 +14,7 @@ JOB_RECORD = "job.json"
 JOB_REPORT = "report.json"
 JOB_REJECTED_ROWS = "rejected.jsonl"
 JOB_TOKENS = "tokens"
+JOB_DIGESTS = "digests.bin"  # what each row trains; stays when the tokens go
 
 
 @dataclass(frozen=True)

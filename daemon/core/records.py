@@ -3,16 +3,21 @@
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from daemon.core import files
 
 
 def now() -> str:
     """UTC, ISO 8601, milliseconds: `2026-01-31T12:00:00.000Z`."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return in_utc(datetime.now(UTC))
+
+
+def in_utc(time: datetime) -> str:
+    """A time as records write it; one without a zone is local."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class State(StrEnum):
@@ -74,6 +79,9 @@ class Job(Record):
     label: str | None = None
     epochs: int | None = None  # of the sidecar; None = the workspace's setting
     learning_rate: float | None = None  # of the sidecar
+    column_map: dict[str, str] | None = None  # of the sidecar
+    after: str | None = None  # starts once this job is completed: its id, or a name that no job had so far
+    not_before: str | None = None  # starts no sooner
     again: bool = False  # train it although the same content was trained before
     taken_in_at: str
     moved_at: str | None = None  # when it came into its present state
@@ -84,7 +92,7 @@ class Job(Record):
 class RejectedRow(Record):
     """One line of `rejected.jsonl`."""
 
-    line: int
+    line: int  # of a .json file the element, of a .parquet file the row; from 1
     reason: str
     fix: str
     row: str  # the beginning of the line as it was
@@ -106,6 +114,17 @@ class IntakeReport(Record):
     tokens: int
     trained_tokens: int
     longest_row: int  # tokens
+    preference_rows: int = 0  # good in themselves, but not to be trained yet
+    trained_before_rows: int | None = None  # different rows that completed files had already
+    length_histogram: dict[int, int] = {}  # rows that have at most so many tokens, and more than half as many
+    trained_token_percent: float | None = None
+    think_tag_percent: float | None = None  # rows whose answers reason
+    fitting_max_length: int | None = None  # where rows are too long: with this few enough would be
+    numbered: str = "line"  # what rejected.jsonl counts: line, element, row
+    estimated_seconds: float | None = None  # at the speed of the newest training here
+    estimated_memory_bytes: int | None = None
+    checkpoint_bytes: int | None = None
+    disk_free_bytes: int | None = None
     estimated_steps: int  # updates, all epochs
     cache_key: str | None  # names tokenizer, template and options; None where there is no cache
     reason: str | None  # why it may not be trained, in words
@@ -186,6 +205,17 @@ class Sidecar(BaseModel):
 
     priority: Priority = "normal"
     label: str | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    after: str | None = None  # a job: its id, a unique beginning of it, or its file's name
+    not_before: str | None = None  # ISO 8601; without a zone it is local time
+    column_map: dict[str, str] | None = None
     again: bool = False
+
+    @field_validator("not_before", mode="before")
+    @classmethod
+    def _read_time(cls, value: Any) -> str | None:
+        """As records write times; YAML makes dates of some values by itself."""
+        if value is None:
+            return None
+        return in_utc(datetime.fromisoformat(str(value)))

@@ -1,9 +1,10 @@
 """Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
 
-`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is written, whatever it says, and
-with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not judged. Without a job
-it makes the holdout's cache only.
-One at a time in a workspace; what an interrupted one left is made anew.
+`python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER [--outside]]` ends with 0 once report.json is written,
+whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the file is not
+judged. Without a job it makes the holdout's cache only.
+One at a time in a workspace; what an interrupted one left is made anew. With `--outside` the job's folder lies outside
+of the workspace, nothing in the workspace is changed, and any number may run.
 """
 
 import ctypes
@@ -13,37 +14,41 @@ import resource
 import signal
 import sys
 import time
-from math import ceil
 from pathlib import Path
 
 from daemon.core import config, files
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError, Exit, WorkerExit
 from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
-from daemon.core.records import IntakeReport, Job, RejectedRow, now
-from daemon.data import notices, tokens
-from daemon.data.holdout import holdout_files, holdout_folder, holdout_key, remove_old_caches
-from daemon.data.lines import LineReader
+from daemon.core.records import Job, RejectedRow
+from daemon.data import tokens
+from daemon.data.card import write_report
+from daemon.data.holdout import holdout_digests, holdout_files, holdout_folder, holdout_key, remove_old_caches
+from daemon.data.judging import judge, warnings
 from daemon.data.render import Renderer
-from daemon.data.survey import Counts, Survey
+from daemon.data.sources import Source
+from daemon.data.survey import Survey
 from daemon.data.tokens import TokensMeta, TokensWriter
 
 MEMORY_LIMIT_BYTES = 4 << 30  # of address space
 TOKENIZER_THREADS = 4  # each thread's arenas count against the limit
-SUFFIX = ".jsonl"
+OUTSIDE = "--outside"
 _PR_SET_PDEATHSIG = 1
-
-Verdict = tuple[str, str] | None  # reason and remedy where the file may not be trained
 
 
 def main(arguments: list[str]) -> int:
     die_with_parent()
     limit_resources()
-    if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER]\n")
+    if len(arguments) not in (1, 2, 3) or arguments[2:] not in ([], [OUTSIDE]):
+        sys.stderr.write(f"usage: python -P -m daemon.data.intake WORKSPACE [JOB_FOLDER [{OUTSIDE}]]\n")
         return Exit.USAGE
+    workspace = Workspace.at(arguments[0])
+    folder = Path(arguments[1]).absolute() if len(arguments) > 1 else None
     try:
-        examine(Workspace.at(arguments[0]), Path(arguments[1]).absolute() if len(arguments) == 2 else None)
+        if folder is not None and OUTSIDE in arguments:
+            examine_outside(workspace, folder)
+        else:
+            examine(workspace, folder)
     except DaemonError as error:
         return _blame_workspace(error.message, error.remedy)
     except OSError as error:
@@ -82,25 +87,53 @@ def examine(workspace: Workspace, folder: Path | None) -> None:
         _examine_job(workspace, folder, settings, renderer, holdout)
 
 
+def examine_outside(workspace: Workspace, folder: Path) -> None:
+    """The job in `folder`, with the workspace only looked at."""
+    settings, _ = config.load(workspace.config)
+    renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
+    examine_job(workspace, folder, settings, renderer, holdout_digests(workspace, settings))
+
+
 def _examine_job(
     workspace: Workspace, folder: Path, settings: Settings, renderer: Renderer, holdout: TokensMeta | None
 ) -> None:
-    """report.json is written last."""
+    digests = tokens.read_digests(holdout_folder(workspace, holdout.key)) if holdout else set()
+    examine_job(workspace, folder, settings, renderer, digests, holdout)
+
+
+def examine_job(
+    workspace: Workspace,
+    folder: Path,
+    settings: Settings,
+    renderer: Renderer,
+    held_out: set[bytes],
+    holdout: TokensMeta | None = None,
+) -> None:
+    """report.json is written last. Nothing but the job's folder is changed, wherever it lies."""
     began = time.monotonic()
     job = _job(folder)
+    settings = job_settings(job, settings)
     for name in (JOB_REPORT, JOB_REJECTED_ROWS, JOB_TOKENS):
         files.remove(folder / name)
     key = tokens.key(workspace.root / settings.base_model, settings)
-    if verdict := judge_name(job.data):
-        report = _report(job, settings, key, began, Counts(), None, _skim(folder / job.data), verdict, [])
-    else:
-        digests = tokens.read_digests(holdout_folder(workspace, holdout.key)) if holdout else set()
-        counts, meta, reader = _survey(folder, job, settings, key, renderer, digests)
-        verdict = judge(counts, settings)
-        if verdict:
-            files.remove(folder / JOB_TOKENS)
-        report = _report(job, settings, key, began, counts, meta, reader, verdict, warnings(counts, settings, holdout))
+    survey, meta, source = _survey(folder, job, settings, key, renderer, held_out)
+    verdict = judge(survey.counts, settings)
+    if verdict:
+        files.remove(folder / JOB_TOKENS)
+    report = write_report(
+        *(workspace, job, settings, source, survey.counts, meta, verdict),
+        warnings=warnings(survey.counts, settings, holdout),
+        seen=survey.seen,
+        seconds=round(time.monotonic() - began, 3),
+    )
     report.save(folder / JOB_REPORT)
+
+
+def job_settings(job: Job, settings: Settings) -> Settings:
+    """The workspace's settings with those of the file's sidecar."""
+    return config.override(
+        settings, num_train_epochs=job.epochs, learning_rate=job.learning_rate, column_map=job.column_map
+    )
 
 
 def _job(folder: Path) -> Job:
@@ -112,7 +145,7 @@ def _job(folder: Path) -> Job:
 
 def _survey(
     folder: Path, job: Job, settings: Settings, key: str, renderer: Renderer, holdout: set[bytes]
-) -> tuple[Counts, TokensMeta, LineReader]:
+) -> tuple[Survey, TokensMeta, Source]:
     listed = folder / JOB_REJECTED_ROWS
 
     def reject(row: RejectedRow) -> None:
@@ -120,19 +153,11 @@ def _survey(
 
     with files.stage(folder / JOB_TOKENS) as staged, TokensWriter(staged) as writer:
         survey = Survey(renderer, settings, writer, reject, holdout)
-        reader = survey.read(folder / job.data)
-        meta = writer.finish(reader.sha256, key, survey.counts.rows - writer.rows)
+        source = survey.read(folder / job.data)
+        meta = writer.finish(source.sha256, key, survey.counts.rows - writer.rows)
     if listed.exists():
         files.sync_file(listed)
-    return survey.counts, meta, reader
-
-
-def _skim(path: Path) -> LineReader:
-    """Only the size and hash."""
-    reader = LineReader(path, files.CHUNK)
-    for _ in reader:
-        pass
-    return reader
+    return survey, meta, source
 
 
 # ---- the holdout ----
@@ -154,6 +179,8 @@ def prepare_holdout(workspace: Workspace, settings: Settings, renderer: Renderer
         survey = Survey(renderer, settings, writer, lambda _: None, set())
         for file in holdout_files(workspace):
             survey.read(file)
+        if survey.counts.unusable:
+            raise BadConfig(f"The holdout cannot be read: {survey.counts.unusable}.", survey.counts.unusable.remedy)
         if not writer.rows:
             raise BadConfig(
                 f"No row of the holdout in {workspace.validation} can be used "
@@ -161,104 +188,6 @@ def prepare_holdout(workspace: Workspace, settings: Settings, renderer: Renderer
                 "correct its files, or remove them to train without validation",
             )
         return writer.finish(key, key, survey.counts.rows - writer.rows)
-
-
-# ---- the verdict ----
-
-
-def judge_name(name: str) -> Verdict:
-    """Only JSON Lines is read."""
-    if name.lower().endswith(SUFFIX):
-        return None
-    remedy = (
-        f"unpack it and drop the {SUFFIX} file"
-        if name.lower().endswith((".gz", ".zip", ".xz", ".zst"))
-        else (f"write it as JSON Lines (one JSON object a line) into a file whose name ends in {SUFFIX}")
-    )
-    return f"{Path(name).suffix or 'a file without ending'} is not a kind of file that can be read", remedy
-
-
-def judge(counts: Counts, settings: Settings) -> Verdict:
-    """Why the file may not be trained, and the remedy; None where it may."""
-    again = "and drop the file again"
-    if not counts.rows:
-        return "the file is empty", "drop a file with at least one row"
-    if _share(counts.too_long, counts) > settings.block_truncation_percent:
-        fits, all_fit = counts.fitting_length(settings.warn_truncation_percent), max(counts.too_long_lengths)
-        return (
-            f"{_of(counts.too_long, counts)} rows are longer than max_length {settings.max_length}; "
-            f"{settings.block_truncation_percent:g} % may be",
-            f"set max_length to {fits} in config.json"
-            + (f" ({all_fit} for every row to fit)" if all_fit > fits else "")
-            + f", or shorten the rows, {again}",
-        )
-    if _share(counts.bad, counts) > settings.max_bad_row_percent:
-        return (
-            f"{_of(counts.bad, counts)} rows are bad, {settings.max_bad_row_percent:g} % may be; "
-            f"the first is {counts.first_bad}",
-            f"correct the rows listed in {JOB_REJECTED_ROWS} {again}",
-        )
-    if not sum(counts.formats.values()):
-        first = counts.first_bad or ("all of them are in the holdout" if counts.in_holdout else "all are too long")
-        return f"no row can be trained: {first}", f"correct the rows listed in {JOB_REJECTED_ROWS} {again}"
-    return None
-
-
-def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None) -> list[str]:
-    found = []
-    if _share(counts.too_long, counts) > settings.warn_truncation_percent:
-        done = "cut" if settings.excess_length == "truncate" else "left out"
-        found.append(f"{_of(counts.too_long, counts)} rows are longer than max_length {settings.max_length} and {done}")
-    if counts.cut_off:
-        found.append("the last line is not whole: the file seems cut off")
-    found += notices.warnings(counts.notes, settings.enable_thinking)
-    if holdout and holdout.left_out_rows:
-        found.append(f"{holdout.left_out_rows} rows of the holdout in data/validation are bad or too long and not used")
-    return found
-
-
-def _share(part: int, counts: Counts) -> float:
-    return 100 * part / counts.rows if counts.rows else 0.0
-
-
-def _of(part: int, counts: Counts) -> str:
-    return f"{part} of {counts.rows} ({_share(part, counts):.3g} %)"
-
-
-def _report(
-    job: Job,
-    settings: Settings,
-    key: str,
-    began: float,
-    counts: Counts,
-    meta: TokensMeta | None,
-    reader: LineReader,
-    verdict: Verdict,
-    said: list[str],
-) -> IntakeReport:
-    rows = meta.rows if meta else 0
-    return IntakeReport(
-        usable=verdict is None,
-        file=job.file,
-        sha256=reader.sha256,
-        bytes=reader.bytes,
-        format=counts.format,
-        rows=rows,
-        bad_rows=counts.bad,
-        too_long_rows=counts.too_long,
-        holdout_rows=counts.in_holdout,
-        duplicate_rows=counts.duplicates,
-        tokens=meta.tokens if meta else 0,
-        trained_tokens=meta.trained_tokens if meta else 0,
-        longest_row=counts.longest,
-        estimated_steps=ceil(rows * (job.epochs or settings.num_train_epochs) / settings.update_rows),
-        cache_key=None if verdict else key,
-        reason=verdict[0] if verdict else None,
-        remedy=verdict[1] if verdict else None,
-        warnings=said,
-        checked_at=now(),
-        seconds=round(time.monotonic() - began, 3),
-    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The lines of a data file: read in flat memory, however long they are, and parsed as strict JSON."""
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -30,19 +31,66 @@ class Unreadable(BadRow):
     """The line is no JSON at all; a last line that was cut off looks like this."""
 
 
+class UnusableFile(Exception):  # caught by who reads a file, and written into its report
+    """Why a file cannot be read (any further), and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
 @dataclass(frozen=True)
 class Line:
-    """One line that is not blank. `data` is cut off where it is longer than a row may be."""
+    """One row as it stands in a file. `data` is cut off where it is longer than a row may be."""
 
     number: int  # from 1
     data: bytes
     too_long: bool
     ended: bool  # by a newline; only a file's last line can lack it
+    trouble: BadRow | None = None  # why there is no row to be had from it
 
     @property
     def shown(self) -> str:
         """The beginning of the line, for people."""
         return self.data[: 4 * SHOWN_CHARACTERS].decode(errors="replace")[:SHOWN_CHARACTERS].rstrip("\r\n")
+
+
+class Stream(Protocol):
+    """What the readers of rows need of a file, packed or not."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def readline(self, size: int = ..., /) -> bytes: ...
+
+    def peek(self, size: int = ..., /) -> bytes: ...
+
+
+class HashedFile(io.RawIOBase):
+    """A file that counts and hashes what is read of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._hash.hexdigest()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._file.readinto(buffer)
+        self._hash.update(memoryview(buffer)[:count])
+        self.bytes += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class LineReader:
@@ -51,33 +99,33 @@ class LineReader:
     def __init__(self, path: Path, max_row_bytes: int) -> None:
         self._path = path
         self._limit = max_row_bytes
-        self._hash = hashlib.sha256()
         self.bytes = 0
-
-    @property
-    def sha256(self) -> str:
-        """Of what was read so far: of the whole file once the lines are used up."""
-        return self._hash.hexdigest()
+        self.sha256 = hashlib.sha256().hexdigest()
 
     def __iter__(self) -> Iterator[Line]:
-        with self._path.open("rb") as file:
-            number = 0
-            while data := self._count(file.readline(self._limit + 1)):
-                number += 1
-                ended = data.endswith(b"\n")
-                too_long = len(data) > self._limit and not ended
-                rest = data
-                while too_long and not ended and (rest := self._count(file.readline(CHUNK))):
-                    ended = rest.endswith(b"\n")
-                if number == 1:
-                    data = data.removeprefix(BOM)
-                if too_long or data.strip():
-                    yield Line(number, data, too_long, ended)
+        with HashedFile(self._path) as file:
+            yield from split_lines(io.BufferedReader(file, CHUNK), self._limit)
+            self.bytes, self.sha256 = file.bytes, file.sha256
 
-    def _count(self, data: bytes) -> bytes:
-        self._hash.update(data)
-        self.bytes += len(data)
-        return data
+
+def split_lines(stream: Stream, max_row_bytes: int) -> Iterator[Line]:
+    """The lines that are not blank."""
+    for line in physical_lines(stream, max_row_bytes):
+        if line.too_long or line.data.strip():
+            yield line
+
+
+def physical_lines(stream: Stream, max_row_bytes: int) -> Iterator[Line]:
+    """Every line, blank ones too; one over the limit is read to its end and not kept."""
+    number = 0
+    while data := stream.readline(max_row_bytes + 1):
+        number += 1
+        ended = data.endswith(b"\n")
+        too_long = len(data) > max_row_bytes and not ended
+        rest = data
+        while too_long and not ended and (rest := stream.readline(CHUNK)):
+            ended = rest.endswith(b"\n")
+        yield Line(number, data.removeprefix(BOM) if number == 1 else data, too_long, ended)
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from pathlib import Path
 
 from daemon.core.config import Settings
 from daemon.core.records import RejectedRow
-from daemon.data import formats
+from daemon.data import formats, sanity
 from daemon.data.encoding import Draft, Encoded
 from daemon.data.formats import Row
-from daemon.data.lines import BadRow, Line, LineReader, Unreadable
+from daemon.data.lines import BadRow, Line, Unreadable, UnusableFile
 from daemon.data.render import Renderer
+from daemon.data.sources import Source
 from daemon.data.tokens import TokensWriter
 
 # Tokenised together: enough for speed, little enough for memory.
 BATCH_ROWS = 256
 BATCH_CHARACTERS = 1 << 20
+
+IN_HOLDOUT = "the row is in the holdout"
 
 Reject = Callable[[RejectedRow], None]
 
@@ -32,7 +35,17 @@ class Counts:
     too_long: int = 0
     in_holdout: int = 0
     duplicates: int = 0
+    preferences: int = 0  # good rows that cannot be trained yet
+    masked: int = 0  # bad because no token of them would be trained
+    with_headers: int = 0  # bad because a user's or system's header would be trained
+    first_header_line: int = 0
+    chat_tokens: int = 0
+    chat_trained_tokens: int = 0
+    thinking: int = 0  # good rows with reasoning
     longest: int = 0  # tokens, before any cut
+    lengths: Counter[int] = field(default_factory=Counter)  # good rows by the power of two that they fit into
+    unit: str = "line"  # what is numbered
+    unusable: UnusableFile | None = None  # why it was not read to its end
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)  # rows by what was noted on them
     too_long_lengths: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -68,15 +81,20 @@ class Survey:
         self._writer = writer
         self._reject_row = reject
         self._holdout = holdout
-        self._seen: set[bytes] = set()
+        self._headers = sanity.role_headers(renderer)
+        self.seen: set[bytes] = set()  # what the good rows train
         self.counts = Counts()
 
-    def read(self, path: Path) -> LineReader:
+    def read(self, path: Path) -> Source:
         """All rows of one file; the answer knows its size and hash."""
-        reader = LineReader(path, self._settings.max_row_bytes)
-        for batch in _batches(self._draft(line) for line in reader):
-            self._settle(batch)
-        return reader
+        source = Source(path, self._settings)
+        self.counts.unit = source.unit
+        try:
+            for batch in _batches(self._draft(line) for line in source):
+                self._settle(batch)
+        except UnusableFile as unusable:
+            self.counts.unusable = unusable
+        return source
 
     def _draft(self, line: Line) -> _Pending:
         self.counts.rows += 1
@@ -84,7 +102,9 @@ class Survey:
             if line.too_long:
                 limit = self._settings.max_row_bytes
                 raise BadRow(f"the row is longer than {limit:,} bytes", "shorten it, or raise max_row_bytes")
-            row = formats.read(line.data)
+            if line.trouble:
+                raise line.trouble
+            row = formats.read(line.data, self._settings.column_map)
             return _Pending(replace(line, data=line.data[:1000]), row, self._renderer.draft(row))
         except BadRow as bad:
             return _Pending(replace(line, data=line.data[:1000]), bad=bad)
@@ -99,25 +119,45 @@ class Survey:
                 self._settle_row(pending.line, pending.row, next(encoded))
                 assert pending.draft is not None
                 self.counts.notes.update(pending.draft.notes)
+            except formats.Preference:
+                self.counts.preferences += 1
             except BadRow as bad:
                 self._count_bad(pending.line, bad)
 
     def _settle_row(self, line: Line, row: Row, encoded: Encoded) -> None:
         if row.digest in self._holdout:
             self.counts.in_holdout += 1
-            self._reject(
-                line, "the row is in the holdout", "nothing to do: it measures the model, so it is not trained"
-            )
+            self._reject(line, IN_HOLDOUT, "nothing to do: it measures the model, so it is not trained")
             return
-        if 1 not in encoded.mask[1:]:  # the first token of a row is never predicted
-            raise BadRow("the row has no token to be trained", "fill in the answer, or remove the row")
+        self._check_mask(line, row, encoded)
         self.counts.longest = max(self.counts.longest, len(encoded.ids))
         kept = self._fit(line, encoded)
         if kept is not None:
-            self.counts.duplicates += row.digest in self._seen
-            self._seen.add(row.digest)
-            self.counts.formats[row.format] += 1
+            self._count_good(row, kept)
             self._writer.append(kept.ids, kept.mask, line.number, row.digest)
+
+    def _check_mask(self, line: Line, row: Row, encoded: Encoded) -> None:
+        if 1 not in encoded.mask[1:]:  # the first token of a row is never predicted
+            self.counts.masked += 1
+            raise BadRow("the row has no token to be trained", "fill in the answer, or remove the row")
+        if row.messages is not None and sanity.trains_header(encoded, self._headers):
+            self.counts.with_headers += 1
+            self.counts.first_header_line = self.counts.first_header_line or line.number
+            raise BadRow(
+                "the beginning of a user's or system's turn would be trained",
+                "remove the template's own markers from the answer, or correct {% generation %} in the chat template",
+            )
+
+    def _count_good(self, row: Row, kept: Encoded) -> None:
+        counts, length = self.counts, len(kept.ids)
+        counts.duplicates += row.digest in self.seen
+        self.seen.add(row.digest)
+        counts.formats[row.format] += 1
+        counts.lengths[1 << (length - 1).bit_length()] += 1
+        counts.thinking += row.thinks
+        if row.messages is not None:
+            counts.chat_tokens += length
+            counts.chat_trained_tokens += kept.mask.count(1)
 
     def _fit(self, line: Line, encoded: Encoded) -> Encoded | None:
         """The row at most max_length long; None where it is left out."""
@@ -140,7 +180,7 @@ class Survey:
             self.counts.cut_off = True
             reason, fix = f"the file seems cut off: its last line is {reason}", "copy the file again, whole"
         self.counts.bad += 1
-        self.counts.first_bad = self.counts.first_bad or f"line {line.number}: {reason}"
+        self.counts.first_bad = self.counts.first_bad or f"{self.counts.unit} {line.number}: {reason}"
         self._reject(line, reason, fix)
 
     def _reject(self, line: Line, reason: str, fix: str) -> None:

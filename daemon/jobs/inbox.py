@@ -14,16 +14,18 @@ import yaml
 from pydantic import ValidationError
 
 from daemon.core import files
-from daemon.core.errors import BadData
+from daemon.core.config import check_column_map
+from daemon.core.errors import BadConfig, BadData
 from daemon.core.paths import Workspace
 from daemon.core.records import Job, Priority, Sidecar, State, now
-from daemon.jobs import store
+from daemon.data.sources import kind_of_file
+from daemon.jobs import order, store
 
 UNFINISHED_SUFFIXES = (".part", ".tmp", ".crdownload", ".swp")
 SIDECAR_SUFFIXES = (".yaml", ".yml")
 WITHOUT_LEASES_SECONDS = 10.0  # at rest, where the filesystem cannot tell whether somebody still writes
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,120}")
-_OWN_NAMES = (store.RECORD, store.REPORT, store.REJECTED_ROWS, store.TOKENS, "sidecar.yaml")
+_OWN_NAMES = (store.RECORD, store.REPORT, store.REJECTED_ROWS, store.TOKENS, store.DIGESTS, "sidecar.yaml")
 
 
 @dataclass(frozen=True)
@@ -127,26 +129,42 @@ def take_in(workspace: Workspace, item: Dropped) -> store.Found:
     job = Job(
         id=store.new_id(workspace, printable(item.path.name)),
         file=printable(item.path.name),
-        data=item.path.name
-        if _safe(item.path.name)
-        else f"data{item.path.suffix if _safe('x' + item.path.suffix) else ''}",
+        data=_data_name(item.path),
         bytes=item.path.stat().st_size,
         priority=item.priority or sidecar.priority,
         label=sidecar.label,
         epochs=sidecar.epochs,
         learning_rate=sidecar.learning_rate,
+        column_map=sidecar.column_map,
+        after=sidecar.after,
+        not_before=sidecar.not_before,
         again=sidecar.again,
         taken_in_at=now(),
         reason=trouble.message if trouble else None,
         remedy=trouble.remedy if trouble else None,
     )
+    job = pin_after(workspace, job)
     folder = workspace.queue / f".{job.id}"
     files.make_folder(folder)
     job.save(folder / store.RECORD)
     files.move(item.path, folder / job.data)
-    for beside in _sidecar_paths(item.path):
+    for beside in sidecar_paths(item.path):
         files.move(beside, folder / "sidecar.yaml")
     return _make_visible(workspace, folder, job)
+
+
+def pin_after(workspace: Workspace, job: Job) -> Job:
+    """The job with the id of the one that it waits for, so that a later file of that name changes nothing."""
+    earlier = order.find_after(workspace, job) if job.after else None
+    return job.model_copy(update={"after": earlier[1]}) if earlier else job
+
+
+def _data_name(path: Path) -> str:
+    """The file's own name where it is harmless; else one with its ending, which says how it is read."""
+    if _safe(path.name):
+        return path.name
+    ending = kind_of_file(path.name) or path.suffix
+    return f"data{ending}" if _safe(f"x{ending}") else "data"
 
 
 def _make_visible(workspace: Workspace, folder: Path, job: Job) -> store.Found:
@@ -171,30 +189,41 @@ def finish_taking_in(workspace: Workspace) -> list[store.Found]:
     return finished
 
 
-def _sidecar_paths(path: Path) -> list[Path]:
+def sidecar_paths(path: Path) -> list[Path]:
     return [beside for suffix in SIDECAR_SUFFIXES if (beside := path.with_suffix(suffix)).is_file()][:1]
 
 
 def _sidecar(path: Path) -> tuple[Sidecar, BadData | None]:
-    for beside in _sidecar_paths(path):
+    for beside in sidecar_paths(path):
         try:
-            return Sidecar.model_validate(yaml.safe_load(beside.read_text()) or {}), None
-        except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-            known = ", ".join(Sidecar.model_fields)
-            cause = str(error).splitlines()[0] if isinstance(error, yaml.YAMLError) else _first(error)
-            trouble = BadData(
-                f"the settings beside the file, {printable(beside.name)}, are not understood: {cause}",
-                f"drop the file again beside a corrected {printable(beside.name)} (known keys: {known})",
-            )
+            return read_sidecar(beside), None
+        except BadData as trouble:
             return Sidecar(), trouble
     return Sidecar(), None
+
+
+def read_sidecar(beside: Path) -> Sidecar:
+    """The settings beside a data file. Raises BadData."""
+    name = printable(beside.name)
+    try:
+        sidecar = Sidecar.model_validate(yaml.safe_load(beside.read_text()) or {})
+        check_column_map(sidecar.column_map or {}, name)
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError, RecursionError) as error:
+        known = ", ".join(Sidecar.model_fields)
+        raise BadData(
+            f"the settings beside the file, {name}, are not understood: {_first(error)}",
+            f"drop the file again beside a corrected {name} (known keys: {known})",
+        ) from None
+    except BadConfig as error:
+        raise BadData(error.message, f"{error.remedy}; drop the file again beside a corrected {name}") from None
+    return sidecar
 
 
 def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error)
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def printable(name: str) -> str:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from daemon.core import files
 from daemon.core.errors import NotFound, Refused, UsageError
-from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
+from daemon.core.paths import JOB_DIGESTS, JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
 from daemon.core.records import MOVES, WAITING_STATES, Job, State, now
 
 RECORD = JOB_RECORD
 REPORT = JOB_REPORT
 REJECTED_ROWS = JOB_REJECTED_ROWS
 TOKENS = JOB_TOKENS
+DIGESTS = JOB_DIGESTS
 SLUG_LENGTH = 40
 
 

@@ -63,7 +63,8 @@ def stale(workspace: Workspace, found: Found, settings: Settings) -> str | None:
         return "not read yet"
     if not report.usable:
         return report.reason or "not usable"
-    wanted = tokens.key(check_model(workspace, settings), settings)
+    # The holdout is read with the workspace's own column_map, so the frozen settings keep that one.
+    wanted = tokens.key(check_model(workspace, settings), override(settings, column_map=found.job.column_map))
     wrong = tokens.check(found.tokens, wanted, report.sha256)
     if wrong:
         return wrong

@@ -117,6 +117,7 @@ class Publishing:
             "priority": found.job.priority,
             "attempt": newest.number if newest else None,
             "rows": report.rows if report else None,
+            "bad_rows": report.bad_rows if report else None,
             "label": found.job.label,
         }
 

@@ -180,11 +180,20 @@ def end(
     )
     ledger.record(context.workspace, line)
     context.clear("attempt")
+    if state is State.COMPLETED:
+        _keep_digests(found)
     moved = store.move(context.workspace, found, state, reason, remedy)
     files.remove(moved.tokens)  # it can be made again from the data, which stays
     context.tracker.event(
         state.value, f"{found.job.file} is {state.value}" + (f": {reason}" if reason else ""), job=found.id
     )
+
+
+def _keep_digests(found: Found) -> None:
+    """What each row trained stays with the data, so that later files can be told what of them is known."""
+    inside, kept = found.tokens / store.DIGESTS, found.folder / store.DIGESTS
+    if inside.is_file() and not kept.exists():
+        files.move(inside, kept)
 
 
 def attempts_without_progress(context: Context, found: Found) -> int:

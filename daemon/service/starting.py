@@ -8,8 +8,8 @@ from daemon.core import files
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError
 from daemon.core.paths import Attempt
-from daemon.core.records import WAITING_STATES, State
-from daemon.jobs import store
+from daemon.core.records import WAITING_STATES, State, now
+from daemon.jobs import inbox, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
@@ -25,6 +25,7 @@ class Starting:
 
     def __init__(self, context: Context, taking: Taking) -> None:
         self._context, self._taking = context, taking
+        self._said: dict[str, str] = {}  # what each held-back job was said to wait for
 
     async def step(self, *, stopping: bool) -> None:
         context = self._context
@@ -81,11 +82,11 @@ class Starting:
     # ---- the next job ----
 
     async def _claim(self) -> None:
-        """Take the first waiting job that intake has found good, once the workspace is fit for it."""
+        """Take the first waiting job that may start and was found good, once the workspace is fit for it."""
         context = self._context
         if context.desired.stop == "after_file":
             return
-        found = next(store.iterate(context.workspace, *WAITING_STATES), None)
+        found = self._first_ready()
         if found is None or not self._taking.has_checked(found.id):
             return
         await context.runner.ensure_server()
@@ -101,6 +102,28 @@ class Starting:
             context.read_again(found.id)
             return
         await self._begin(found, settings)
+
+    def _first_ready(self) -> Found | None:
+        """The first waiting job that may start; those that never will go to failed on the way."""
+        workspace, time = self._context.workspace, now()
+        for found in store.iterate(workspace, *WAITING_STATES):
+            standing = order.standing(workspace, found, time)
+            if standing.kind == "ready":
+                return found
+            if standing.kind == "never":
+                settling.fail(self._context, found, standing.words, standing.remedy)
+            else:
+                self._wait_for(found, standing.words)
+        return None
+
+    def _wait_for(self, found: Found, words: str) -> None:
+        """Say once what a job waits for, and hold on to the very job that it waits for once that is there."""
+        if self._said.get(found.id) != words:
+            self._said[found.id] = words
+            self._context.tracker.event("waits", f"{found.job.file} waits {words}", job=found.id)
+        pinned = inbox.pin_after(self._context.workspace, found.job)
+        if pinned != found.job:
+            pinned.save(found.folder / store.RECORD)
 
     async def _read_holdout(self, found: Found, settings: Settings) -> bool:
         """Tokenise the holdout as the job's frozen settings want it; whether it is there now."""

@@ -162,8 +162,7 @@ class Taking:
             end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
         else:
             self._checked.add(found.id)
-            left_out = f", {report.bad_rows} bad rows left out" if report.bad_rows else ""
-            what = f"{report.rows} rows, {report.tokens} tokens{left_out}; {report.estimated_steps} updates"
+            what = f"{report.rows} rows, {report.tokens} tokens{_left_out(report)}; {report.estimated_steps} updates"
             self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)
 
     def _blame_environment(self, output: bytes) -> None:
@@ -178,6 +177,12 @@ class Taking:
         if crashes >= MAX_CRASHES:
             here = store.find(self._context.workspace, found.id)
             fail(self._context, here, f"reading the file crashed {crashes} times ({how})", "see logs/intake.log")
+
+
+def _left_out(report: IntakeReport) -> str:
+    parts = ((report.bad_rows, "bad"), (report.too_long_rows, "too long"), (report.holdout_rows, "in the holdout"))
+    said = ", ".join(f"{count} {what}" for count, what in parts if count)
+    return f" ({said}; see rejected.jsonl)" if said else ""
 
 
 def read_report(found: Found) -> IntakeReport | None:

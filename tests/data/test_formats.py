@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.data.formats import read
+from daemon.data.formats import Preference, read
 from daemon.data.lines import BadRow
 
 QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
-CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+CALL: dict[str, Any] = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 RESULT = {"role": "tool", "content": "7"}
 
 
@@ -48,6 +48,30 @@ def turns(*messages: Any) -> bytes:
             {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]},
             [QUESTION, {**ANSWER, "train": False}, QUESTION, ANSWER],
         ),
+        ("prompt/completion", {"prompt": [SYSTEM, QUESTION], "completion": "a"}, [SYSTEM, QUESTION, ANSWER]),
+        ("prompt/response", {"prompt": "q", "response": [ANSWER]}, [QUESTION, ANSWER]),
+        (
+            "instruction/input/output",
+            {"instruction": "q", "input": None, "output": "a", "system": "s", "history": [["q", "a"], ["q", "a"]]},
+            [SYSTEM, QUESTION, ANSWER, QUESTION, ANSWER, QUESTION, ANSWER],
+        ),
+        (
+            "conversations",
+            {
+                "system": "s",
+                "conversations": [
+                    {"from": "human", "value": "q"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                    {"from": "observation", "value": "7"},
+                    {"from": "gpt", "value": "a"},
+                ],
+            },
+            [
+                *(SYSTEM, QUESTION),
+                {"role": "assistant", "tool_calls": [{"type": "function", **CALL["tool_calls"][0]}]},
+                *(RESULT, ANSWER),
+            ],
+        ),
     ],
 )
 def test_each_format_becomes_messages(name: str, row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
@@ -69,6 +93,98 @@ def test_content_in_text_parts_is_joined() -> None:
 @pytest.mark.parametrize("key", [{"train": False}, {"weight": 0}])
 def test_a_turn_not_to_be_trained_is_marked(key: dict[str, Any]) -> None:
     assert read(turns(QUESTION, {**ANSWER, **key}, QUESTION, ANSWER)).trained_turns() == [3]
+
+
+def test_tools_may_be_written_as_json_in_text() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert read(line({"messages": [QUESTION, ANSWER], "tools": json.dumps(tools)})).tools == tools
+
+
+def test_only_well_made_preferences_count_as_such() -> None:
+    with pytest.raises(Preference):
+        read(line({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "b"}]}))
+    with pytest.raises(BadRow) as refused:
+        read(line({"prompt": "q", "chosen": "a", "rejected": None, "text": ["no"]}))
+    assert not isinstance(refused.value, Preference)
+
+
+def test_columns_are_renamed_before_the_format_is_found_and_others_stay() -> None:
+    row = read(
+        line({"question": "q", "answer": "a", "prompt": "not this"}), {"prompt": "question", "completion": "answer"}
+    )
+    assert row.messages == [QUESTION, ANSWER]
+    assert read(line({"prompt": "q", "completion": "a"}), {"prompt": "question"}).messages == [QUESTION, ANSWER]
+
+
+# ---- the same conversation in every format ----
+
+TEXTS = st.text(alphabet='aü<|>\n"\\ ', min_size=1, max_size=20).filter(str.strip)
+PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
+
+
+def written_in_every_format(system: str | None, pairs: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """The conversation as each format writes it, made by hand."""
+    beginning = [{"role": "system", "content": system}] if system else []
+    turns_ = [{"role": r, "content": t} for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)]
+    sharegpt = [{"from": f, "value": t} for pair in pairs for f, t in zip(("human", "gpt"), pair, strict=True)]
+    (question, answer), earlier = pairs[-1], [list(pair) for pair in pairs[:-1]]
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in turns_]
+    written: dict[str, dict[str, Any]] = {
+        "messages": {"messages": [*beginning, *turns_]},
+        "text parts": {"messages": [*beginning, *parts], "tools": None},
+        "sharegpt": {"conversations": sharegpt, "system": system},
+        "sharegpt with a system turn": {
+            "conversations": [*([{"from": "system", "value": system}] if system else []), *sharegpt]
+        },
+        "alpaca": {"instruction": question, "input": "", "output": answer, "system": system, "history": earlier},
+    }
+    if len(pairs) == 1:
+        for column in ("completion", "response"):
+            written[column] = {"prompt": question, column: answer, "system": system}
+            written[f"{column} of messages"] = {"prompt": [*beginning, turns_[0]], column: [turns_[1]]}
+    return written
+
+
+@given(system=st.none() | TEXTS, pairs=PAIRS)
+def test_a_conversation_is_the_same_in_whichever_format_it_is_written(
+    system: str | None, pairs: list[tuple[str, str]]
+) -> None:
+    beginning = [{"role": "system", "content": system}] if system else []
+    meant = beginning + [
+        {"role": r, "content": t} for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)
+    ]
+    found = {name: read(line(row)) for name, row in written_in_every_format(system, pairs).items()}
+    assert {name: row.messages for name, row in found.items()} == dict.fromkeys(found, meant)
+    assert len({row.digest for row in found.values()}) == 1
+    again = read(line({"messages": found["sharegpt"].messages}))
+    assert again.messages == meant
+
+
+CALLS = st.lists(
+    st.fixed_dictionaries({"name": TEXTS, "arguments": st.dictionaries(TEXTS, TEXTS | st.integers(0, 9), max_size=2)}),
+    min_size=1,
+    max_size=2,
+)
+
+
+@given(question=TEXTS, calls=CALLS, result=TEXTS, answer=TEXTS)
+def test_tool_calls_are_the_same_in_both_formats_that_have_them(
+    question: str, calls: list[dict[str, Any]], result: str, answer: str
+) -> None:
+    meant = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": call} for call in calls]},
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": answer},
+    ]
+    given_ = {
+        "human": question,
+        "function_call": json.dumps(calls if len(calls) > 1 else calls[0]),
+        "observation": result,
+        "gpt": answer,
+    }
+    sharegpt = {"conversations": [{"from": role, "value": value} for role, value in given_.items()]}
+    assert read(line(sharegpt)).messages == read(line({"messages": meant})).messages == meant
 
 
 def test_the_digest_names_what_is_trained_whatever_the_format() -> None:
@@ -105,6 +221,20 @@ BAD_LINES = [
     (turns(QUESTION, {"role": "assistant", "content": 7}), "the content of turn 2 is a number"),
     (turns({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}), "other than text parts"),
     (turns(QUESTION, {"role": "assistant", "tool_calls": "f"}), "tool_calls of turn 2 is not a list of objects"),
+    (
+        turns(QUESTION, {"role": "assistant", "tool_calls": [{"arguments": {}}]}),
+        "a tool call of turn 2 names no function",
+    ),
+    (turns(QUESTION, {**ANSWER, "reasoning_content": 7}), "reasoning_content of turn 2 is a number, not text"),
+    (
+        line({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f"}]}),
+        "is not JSON",
+    ),
+    (line({"prompt": "q", "completion": "a", "label": False}), "preference rows cannot be trained yet"),
+    (line({"chosen": [QUESTION, ANSWER], "rejected": "b"}), "chosen and rejected are not of one kind"),
+    (line({"prompt": "q", "chosen": "a", "rejected": "a"}), "chosen and rejected are the same"),
+    (line({"chosen": "a", "rejected": "b"}), "the prompt is missing"),
+    (line({"prompt": "q", "chosen": 7, "rejected": "b"}), "chosen is a number, not text"),
     (turns(QUESTION, {"role": "assistant", "content": " \n"}), "the assistant's text is empty"),
     (turns(ANSWER), "turn 1 is assistant at the beginning"),
     (turns(QUESTION, SYSTEM, ANSWER), "turn 2 is system after user"),
@@ -115,7 +245,10 @@ BAD_LINES = [
     (turns(QUESTION, {**ANSWER, "train": "no"}), "train of turn 2 is 'no'"),
     (line({"messages": [QUESTION, ANSWER], "tools": "f"}), "tools is not a list of objects"),
     (line({"conversations": [{"from": "human"}, {"from": "gpt", "value": "a"}]}), "turn 1 (user) has no content"),
-    (line({"instruction": "q", "output": "a", "history": [["x", "y"]]}), "history is not understood"),
+    (
+        line({"instruction": "q", "output": "a", "history": ["x", "y"]}),
+        "entry 1 of history is not a question and its answer",
+    ),
 ]
 
 
