@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from daemon.data.markers import Span
 
 _NEWLINE = "\n"
+_FEW_SPANS = 64  # looking one up goes through the tokens from the beginning
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,31 @@ class Encoder:
             return self._whole(next(texts).ids)
         if draft.quotes:
             return self._in_pieces(draft, draft.spans)
-        encoding = next(chats)
-        return self._masked(encoding.ids, encoding.offsets, draft.spans)
+        return self._chat(next(chats), draft)
+
+    def _chat(self, encoding: Any, draft: Draft) -> Encoded:
+        ids: list[int] = encoding.ids
+        spans = draft.spans or []
+        places = [self._tokens_of(encoding, ids, span, len(draft.text)) for span in spans[:_FEW_SPANS]]
+        if len(spans) > _FEW_SPANS or None in places:
+            return self._masked(ids, encoding.offsets, spans)
+        mask = bytearray(len(ids))
+        for first, last in filter(None, places):
+            mask[first:last] = b"\1" * (last - first)
+        return Encoded(ids, bytes(mask))
+
+    def _tokens_of(self, encoding: Any, ids: list[int], span: Span, length: int) -> Span | None:
+        """Like `_masked` for one span, without a list of all offsets; None where a character has no token."""
+        start, end = span
+        first = encoding.char_to_token(start)
+        last = encoding.char_to_token(end) if end < length else len(ids)
+        if first is None or last is None:
+            return None
+        if last < len(ids) and encoding.token_to_chars(last)[0] < end:
+            last += 1
+        while first < last and ids[first] in self._added and encoding.token_to_chars(first)[0] < start:
+            first += 1
+        return first, last
 
     def _batch(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens) if texts else []
