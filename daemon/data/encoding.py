@@ -28,7 +28,7 @@ class Draft:
 class Encoded:
     """A row as tokens; `mask` has a byte for each, 1 = trained."""
 
-    ids: list[int]
+    ids: Sequence[int]
     mask: bytes
 
 
