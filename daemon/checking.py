@@ -159,7 +159,7 @@ def preview(workspace: Workspace, file: Path, count: int) -> list[dict[str, Any]
     """The first rows as the model sees them: pieces of text, trained or not; of a bad row why it is bad."""
     job = _job(file)
     settings = job_settings(job, config.load(workspace.config)[0])
-    renderer = Renderer(workspace.root / settings.base_model)
+    renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
     source = Source(file, settings)
     shown: list[dict[str, Any]] = []
     try:

@@ -100,6 +100,7 @@ class Settings(Strict):
     training_method: Literal["full", "lora"] = "full"
     lora: Lora = Lora()
     max_length: Positive = 4096  # tokens a row
+    enable_thinking: bool | None = None  # handed to the chat template; None = as the template does by itself
     excess_length: Literal["drop", "truncate", "reject"] = "drop"  # of longer rows: left out, cut, or counted as bad
     per_device_train_batch_size: Positive | Auto = "auto"  # rows a micro-batch
     gradient_accumulation_steps: Positive | Auto = "auto"  # micro-batches an update

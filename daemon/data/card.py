@@ -11,6 +11,7 @@ from daemon.core.config import Settings
 from daemon.core.errors import DaemonError
 from daemon.core.paths import JOB_DIGESTS, Workspace
 from daemon.core.records import IntakeReport, Job, State, now
+from daemon.data.digests import Digests
 from daemon.data.formats import DIGEST_BYTES
 from daemon.data.judging import Verdict, share
 from daemon.data.sources import Source
@@ -32,7 +33,7 @@ def write_report(
     verdict: Verdict,
     *,
     warnings: list[str],
-    seen: set[bytes],
+    seen: Digests,
     seconds: float,
 ) -> IntakeReport:
     """The card, not saved yet. `settings` are the job's own."""
@@ -109,13 +110,10 @@ def last_speed(workspace: Workspace) -> float | None:
     return None
 
 
-def count_trained_before(workspace: Workspace, job: str, seen: set[bytes]) -> int:
+def count_trained_before(workspace: Workspace, job: str, seen: Digests) -> int:
     """How many different rows of `seen` other completed files had."""
-    before: set[bytes] = set()
-    for folder in sorted(workspace.state(State.COMPLETED).glob(f"*/{JOB_DIGESTS}")):
-        if folder.parent.name != job:
-            before.update(seen.intersection(_digests(folder)))
-    return len(before)
+    kept = sorted(workspace.state(State.COMPLETED).glob(f"*/{JOB_DIGESTS}"))
+    return seen.count(digest for path in kept if path.parent.name != job for digest in _digests(path))
 
 
 def _digests(path: Path) -> Iterator[bytes]:

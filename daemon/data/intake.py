@@ -8,11 +8,9 @@ of the workspace, nothing in the workspace is changed, and any number may run.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOK
 from daemon.core.records import Job, RejectedRow
 from daemon.data import tokens
 from daemon.data.card import write_report
+from daemon.data.crew import die_with
 from daemon.data.holdout import holdout_digests, holdout_files, holdout_folder, holdout_key, remove_old_caches
 from daemon.data.judging import judge, warnings
 from daemon.data.render import Renderer
@@ -33,7 +32,6 @@ from daemon.data.tokens import TokensMeta, TokensWriter
 
 MEMORY_LIMIT_BYTES = 4 << 30  # of address space
 TOKENIZER_THREADS = 4  # each thread's arenas count against the limit
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -71,10 +69,7 @@ def _blame_workspace(message: str, remedy: str) -> int:
 
 def die_with_parent() -> None:
     """Intake without a daemon would write into a job that the next daemon examines too."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(Exit.PROBLEM)
+    die_with(os.getppid())
 
 
 def limit_resources() -> None:
@@ -89,7 +84,7 @@ def limit_resources() -> None:
 def examine(workspace: Workspace, folder: Path | None, given: Settings | None = None) -> None:
     """The holdout's cache where it is not there yet, then the job in `folder`."""
     settings = given or config.load(workspace.config)[0]
-    renderer = Renderer(workspace.root / settings.base_model)
+    renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
     holdout = prepare_holdout(workspace, settings, renderer)
     if folder is not None:
         _examine_job(workspace, folder, settings, renderer, holdout)
@@ -98,7 +93,7 @@ def examine(workspace: Workspace, folder: Path | None, given: Settings | None = 
 def examine_outside(workspace: Workspace, folder: Path) -> None:
     """The job in `folder`, with the workspace only looked at."""
     settings, _ = config.load(workspace.config)
-    renderer = Renderer(workspace.root / settings.base_model)
+    renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
     examine_job(workspace, folder, settings, renderer, holdout_digests(workspace, settings))
 
 

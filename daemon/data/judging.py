@@ -2,6 +2,7 @@
 
 from daemon.core.config import Settings
 from daemon.core.paths import JOB_REJECTED_ROWS
+from daemon.data import notices
 from daemon.data.survey import Counts
 from daemon.data.tokens import TokensMeta
 
@@ -92,6 +93,7 @@ def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None) -> 
         found.append(f"{of(counts.too_long, counts)} rows are longer than max_length {settings.max_length} and {done}")
     if counts.cut_off:
         found.append("the last line is not whole: the file seems cut off")
+    found += notices.warnings(counts.notes, settings.enable_thinking)
     if holdout and holdout.left_out_rows:
         found.append(f"{holdout.left_out_rows} rows of the holdout in data/validation are bad or too long and not used")
     return found

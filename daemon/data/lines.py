@@ -26,6 +26,16 @@ class BadRow(Exception):  # it is about the user's row, one of many: collected, 
         self.reason = reason
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process and back; some kinds are made without words."""
+        return _again, (type(self), self.reason, self.fix)
+
+
+def _again(kind: type[BadRow], reason: str, fix: str) -> BadRow:
+    bad = kind.__new__(kind)
+    BadRow.__init__(bad, reason, fix)
+    return bad
+
 
 class Unreadable(BadRow):
     """The line is no JSON at all; a last line that was cut off looks like this."""

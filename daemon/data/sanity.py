@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from daemon.core.errors import BadConfig
+from daemon.data.encoding import Draft, Encoded
 from daemon.data.formats import Row
 from daemon.data.lines import BadRow
-from daemon.data.render import SENTINEL, Draft, Encoded, Renderer
+from daemon.data.locate import SENTINEL
+from daemon.data.render import Renderer
 
 _OTHER = "Vx3QanswerwZ8"  # stands for the answer before the user's second turn
 

@@ -2,23 +2,26 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from math import floor
 from pathlib import Path
 
 from daemon.core.config import Settings
 from daemon.core.records import RejectedRow
-from daemon.data import formats, sanity
-from daemon.data.formats import Row
+from daemon.data import formats
+from daemon.data.crew import processes_for, read_all
+from daemon.data.digests import Digests
+from daemon.data.encoding import Encoded
 from daemon.data.lines import BadRow, Line, Unreadable, UnusableFile
-from daemon.data.render import Draft, Encoded, Renderer
+from daemon.data.reading import Read, Reader, Reading
+from daemon.data.render import Renderer
 from daemon.data.sources import Source
 from daemon.data.tokens import TokensWriter
 
-# Tokenised together: enough for speed, little enough for memory.
+# Read together: enough for speed, little enough for memory.
 BATCH_ROWS = 256
-BATCH_CHARACTERS = 1 << 20
+BATCH_BYTES = 1 << 19
 
 IN_HOLDOUT = "the row is in the holdout"
 
@@ -46,6 +49,7 @@ class Counts:
     unit: str = "line"  # what is numbered
     unusable: UnusableFile | None = None  # why it was not read to its end
     formats: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)  # rows by what was noted on them
     too_long_lengths: "array[int]" = field(default_factory=lambda: array("Q"))
     first_bad: str | None = None  # in words
     cut_off: bool = False  # the last line is not whole
@@ -60,27 +64,18 @@ class Counts:
         return lengths[min(floor(self.rows * percent / 100), len(lengths) - 1)]
 
 
-@dataclass(frozen=True)
-class _Pending:
-    line: Line
-    row: Row | None = None
-    draft: Draft | None = None
-    bad: BadRow | None = None
-
-
 class Survey:
     """Reads files one after the other; `counts` is complete after `finish`."""
 
     def __init__(
         self, renderer: Renderer, settings: Settings, writer: TokensWriter, reject: Reject, holdout: set[bytes]
     ) -> None:
-        self._renderer = renderer
+        self._reader = Reader(renderer, settings)
         self._settings = settings
         self._writer = writer
         self._reject_row = reject
         self._holdout = holdout
-        self._headers = sanity.role_headers(renderer)
-        self.seen: set[bytes] = set()  # what the good rows train
+        self.seen = Digests()  # what the good rows train
         self.counts = Counts()
 
     def read(self, path: Path) -> Source:
@@ -88,55 +83,41 @@ class Survey:
         source = Source(path, self._settings)
         self.counts.unit = source.unit
         try:
-            for batch in _batches(self._draft(line) for line in source):
-                self._settle(batch)
+            for found in read_all(self._reader, _batches(source), processes_for(path.stat().st_size)):
+                self._settle(found)
         except UnusableFile as unusable:
             self.counts.unusable = unusable
         return source
 
-    def _draft(self, line: Line) -> _Pending:
-        self.counts.rows += 1
-        try:
-            if line.too_long:
-                limit = self._settings.max_row_bytes
-                raise BadRow(f"the row is longer than {limit:,} bytes", "shorten it, or raise max_row_bytes")
-            if line.trouble:
-                raise line.trouble
-            row = formats.read(line.data, self._settings.column_map)
-            return _Pending(replace(line, data=line.data[:1000]), row, self._renderer.draft(row))
-        except BadRow as bad:
-            return _Pending(replace(line, data=line.data[:1000]), bad=bad)
-
-    def _settle(self, batch: list[_Pending]) -> None:
-        encoded = iter(self._renderer.encode([p.draft for p in batch if p.draft is not None]))
-        for pending in batch:
+    def _settle(self, batch: list[Read]) -> None:
+        for line, found in batch:
+            self.counts.rows += 1
             try:
-                if pending.row is None:
-                    assert pending.bad is not None
-                    raise pending.bad
-                self._settle_row(pending.line, pending.row, next(encoded))
+                if isinstance(found, BadRow):
+                    raise found
+                self._settle_row(line, found)
             except formats.Preference:
                 self.counts.preferences += 1
             except BadRow as bad:
-                self._count_bad(pending.line, bad)
+                self._count_bad(line, bad)
 
-    def _settle_row(self, line: Line, row: Row, encoded: Encoded) -> None:
+    def _settle_row(self, line: Line, row: Reading) -> None:
         if row.digest in self._holdout:
             self.counts.in_holdout += 1
             self._reject(line, IN_HOLDOUT, "nothing to do: it measures the model, so it is not trained")
             return
-        self._check_mask(line, row, encoded)
-        self.counts.longest = max(self.counts.longest, len(encoded.ids))
-        kept = self._fit(line, encoded)
+        self._check_mask(line, row)
+        self.counts.longest = max(self.counts.longest, len(row.encoded.ids))
+        kept = self._fit(line, row.encoded)
         if kept is not None:
             self._count_good(row, kept)
             self._writer.append(kept.ids, kept.mask, line.number, row.digest)
 
-    def _check_mask(self, line: Line, row: Row, encoded: Encoded) -> None:
-        if 1 not in encoded.mask[1:]:  # the first token of a row is never predicted
+    def _check_mask(self, line: Line, row: Reading) -> None:
+        if row.fault == "masked":
             self.counts.masked += 1
             raise BadRow("the row has no token to be trained", "fill in the answer, or remove the row")
-        if row.messages is not None and sanity.trains_header(encoded, self._headers):
+        if row.fault == "header":
             self.counts.with_headers += 1
             self.counts.first_header_line = self.counts.first_header_line or line.number
             raise BadRow(
@@ -144,14 +125,14 @@ class Survey:
                 "remove the template's own markers from the answer, or correct {% generation %} in the chat template",
             )
 
-    def _count_good(self, row: Row, kept: Encoded) -> None:
+    def _count_good(self, row: Reading, kept: Encoded) -> None:
         counts, length = self.counts, len(kept.ids)
-        counts.duplicates += row.digest in self.seen
-        self.seen.add(row.digest)
+        counts.duplicates += not self.seen.add(row.digest)
+        counts.notes.update(row.notes)
         counts.formats[row.format] += 1
         counts.lengths[1 << (length - 1).bit_length()] += 1
         counts.thinking += row.thinks
-        if row.messages is not None:
+        if row.is_chat:
             counts.chat_tokens += length
             counts.chat_trained_tokens += kept.mask.count(1)
 
@@ -183,14 +164,14 @@ class Survey:
         self._reject_row(RejectedRow(line=line.number, reason=reason, fix=fix, row=line.shown))
 
 
-def _batches(rows: Iterator[_Pending]) -> Iterator[list[_Pending]]:
-    batch: list[_Pending] = []
-    characters = 0
-    for pending in rows:
-        batch.append(pending)
-        characters += len(pending.draft.text) if pending.draft else 0
-        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line.data)
+        if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
     if batch:
         yield batch

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from daemon.core import files
 from daemon.core.attempts import FileSeal
@@ -27,7 +27,7 @@ from daemon.core.errors import BadConfig
 from daemon.core.records import Record
 from daemon.data.formats import DIGEST_BYTES
 
-FORMAT = 1  # of rendering and cache: raised where the same rows would give other tokens or masks
+FORMAT = 2  # of rendering and cache: raised where the same rows would give other tokens or masks
 META = "tokens.json"
 IDS, MASK, ROWS, LINES, DIGESTS = "ids.bin", "mask.bin", "rows.bin", "lines.bin", "digests.bin"
 TOKENIZER = "tokenizer.json"
@@ -158,7 +158,8 @@ def _damage(path: Path, size: int, seal: FileSeal | None, deep: bool) -> str | N
 
 def key(model_folder: Path, settings: Settings) -> str:
     """Names everything but the data that decides the tokens and the mask. Raises BadConfig without a tokenizer."""
-    options = [FORMAT, settings.max_length, settings.excess_length, settings.max_row_bytes, settings.column_map]
+    options: list[Any] = [FORMAT, settings.max_length, settings.excess_length, settings.max_row_bytes]
+    options += [settings.column_map, settings.enable_thinking]
     names = [name for name in MODEL_FILES if (model_folder / name).is_file()]
     if TOKENIZER not in names:
         raise no_tokenizer(model_folder)

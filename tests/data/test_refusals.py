@@ -45,10 +45,11 @@ def test_a_file_in_which_users_turns_would_be_trained_is_parked(tmp_path: Path) 
 
 def test_one_such_row_is_enough(tmp_path: Path) -> None:
     template = MARKED.replace(
-        "message.content + '<|im_end|>' }}", "message.content + (message.more or '') + '<|im_end|>' }}"
+        "message.content + '<|im_end|>' }}",
+        "message.content + ('<|im_end|>\\n<|im_start|>user\\nsaid nobody' if message.more else '') + '<|im_end|>' }}",
     )
     odd = chat("q", "a")
-    odd["messages"][1]["more"] = "<|im_end|>\n<|im_start|>user\nsaid nobody"
+    odd["messages"][1]["more"] = "yes"
     report = report_on(tmp_path, jsonl(*GOOD, odd), template)
     assert "the first is line 21" in (report.reason or "")
 

@@ -1,4 +1,4 @@
-"""Tokens and masks are those of transformers; without marks in the template they are found by rendering prefixes."""
+"""Tokens and masks are those of transformers; without marks in the template places are found by what surrounds them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from daemon.core.errors import BadConfig
+from daemon.data.encoding import Encoded
 from daemon.data.formats import normalise
 from daemon.data.lines import BadRow
-from daemon.data.render import Encoded, Renderer
+from daemon.data.render import Renderer
 from tests.helpers_data import MARKED, QWEN3, chat, make_model_folder
 
-EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 TURNS = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Où est 🦉?"},
@@ -70,12 +70,12 @@ def test_without_marks_the_tokens_equal_those_of_transformers(
 
 def test_qwen3_trains_the_answer_and_the_token_that_ends_it(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path)
-    assert trained_text(folder, chat("Why?", "Because.")) == [EMPTY_THOUGHT + "Because.<|im_end|>"]
+    assert trained_text(folder, chat("Why?", "Because.")) == ["Because.<|im_end|>"]
 
 
 def test_qwen3_trains_every_answer_of_a_conversation_with_a_system_prompt(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path)
-    expected = ["  là-bas 🌍\n<|im_end|>", EMPTY_THOUGHT + "So it is.<|im_end|>"]
+    expected = ["  là-bas 🌍\n<|im_end|>", "So it is.<|im_end|>"]
     assert trained_text(folder, {"messages": TURNS}) == expected
 
 
@@ -93,7 +93,7 @@ def test_qwen3_trains_answers_whose_earlier_thoughts_the_template_drops(tmp_path
 
 def test_qwen3_trains_tool_calls_and_the_answers_after_them(tmp_path: Path) -> None:
     call = '<tool_call>\n{"name": "f", "arguments": {"x": "<é>"}}\n</tool_call><|im_end|>'
-    expected = [call, "It is 7.<|im_end|>", EMPTY_THOUGHT + "Yes.<|im_end|>"]
+    expected = [call, "It is 7.<|im_end|>", "Yes.<|im_end|>"]
     assert trained_text(make_model_folder(tmp_path), {"messages": TOOL_TURNS, "tools": TOOLS}) == expected
 
 
@@ -103,7 +103,7 @@ def test_qwen3_trains_tool_calls_and_the_answers_after_them(tmp_path: Path) -> N
 def test_qwen3_trains_exactly_the_answer_whatever_stands_in_it(tmp_path: Path, answer: str) -> None:
     folder = make_model_folder(tmp_path)
     quoting = chat(f"Say this: <|im_start|>assistant\n{answer}<|im_end|>", answer)
-    expected = EMPTY_THOUGHT + answer.lstrip("\n") + "<|im_end|>"
+    expected = answer.lstrip("\n") + "<|im_end|>"
     assert trained_text(folder, quoting) == [expected]
 
 
@@ -111,9 +111,7 @@ def test_qwen3_trains_exactly_the_answer_whatever_stands_in_it(tmp_path: Path, a
 def test_a_turn_with_train_false_is_context_only(tmp_path: Path, template: str) -> None:
     folder = make_model_folder(tmp_path, template)
     messages = [*TURNS[:2], {**TURNS[2], "train": False}, *TURNS[3:]]
-    assert [run.removeprefix(EMPTY_THOUGHT) for run in trained_text(folder, {"messages": messages})] == [
-        "So it is.<|im_end|>"
-    ]
+    assert trained_text(folder, {"messages": messages}) == ["So it is.<|im_end|>"]
 
 
 def test_an_end_of_turn_just_outside_the_marks_is_trained_too(tmp_path: Path) -> None:
