@@ -101,7 +101,8 @@ class Daemon:
             while not self._over():
                 self._events.clear()
                 await self._round(self.steps)
-                await self._wait()
+                if not self._over():
+                    await self._wait()
         finally:
             observer.stop()
         await self._stop()

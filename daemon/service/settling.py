@@ -8,13 +8,13 @@ import yaml
 
 from daemon.core import files
 from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
-from daemon.core.config import Settings
 from daemon.core.paths import Attempt
 from daemon.core.records import LedgerLine, State, Verdict, now
 from daemon.jobs import gate, ledger, store
 from daemon.jobs.recovery import Action, Ending, classify, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints
+from daemon.service import assigning
 from daemon.service.context import Context
 
 FAILED_ENDINGS = (
@@ -93,7 +93,7 @@ async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict
         context.tracker.event("checkpoint_damaged", f"{folder.name} cannot be accepted: {wrong}", job=found.id)
         files.remove(attempt.outcome)  # what it says is no longer so: the attempt counts as lost, and is made again
         return None
-    settings = Settings.model_validate(yaml.safe_load(context.workspace.run(found.id).config.read_text()))
+    settings = assigning.job_settings(context.workspace, found, context.settings)
     best = ledger.best_loss(context.workspace, evaluation.holdout_key)
     verdict = gate.judge(settings.gate, manifest, folder.name, evaluation, best)
     verdict = verdict.model_copy(update={"attempt": attempt.number})
@@ -236,7 +236,7 @@ def write_results(context: Context, found: Found, manifest: Manifest, verdict: V
     facts: dict[str, Any] = {
         "experiment": found.id,
         "method": manifest.method,
-        "model": context.settings.model_name,
+        "model": assigning.job_settings(context.workspace, found, context.settings).model_name,
         "base_version": manifest.parent.checkpoint if manifest.parent else "base",
         "files": [{"file": t.file, "rows": t.rows, "epochs": t.epochs, "steps": t.steps} for t in manifest.lineage],
         "total_steps": manifest.step,

@@ -11,11 +11,12 @@ import pytest
 
 from tests.acceptance.bench import Bench, rows
 
-# 51 updates over two epochs; the second begins within update 26, the last update is smaller than the others.
-FIRST, SECOND = rows(30), rows(203, start=100)
-SETTINGS = {"num_train_epochs": 2, "save_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-UPDATES = 51
-MOMENTS = (8, 27, 43)  # first, middle and last third; the latter two in the second epoch
+# 151 updates over two epochs; the second begins within update 76, the last update is smaller than the others. Enough
+# of them for a training that outlasts the daemon's start three times, on a busy machine too.
+FIRST, SECOND = rows(30), rows(603, start=100)
+SETTINGS = {"num_train_epochs": 2, "save_steps": 10, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+UPDATES = 151
+MOMENTS = (25, 85, 125)  # first, middle and last third; the latter two in the second epoch
 METHODS = ("full", "lora")
 
 
@@ -127,7 +128,6 @@ def test_after_the_daemon_was_killed_or_executed_anew(
             bench.wait(lambda: bench.status()["daemon_started_at"] != daemon_started, 30, "a daemon executed anew")
         assert bench.worker_pid() == worker
 
-    # Slow enough that the training outlasts the daemon's start three times.
     bench = make_bench(of=dropout_model, **settings_of(method), logging_steps=1)
     assert train(bench, disturb) == undisturbed(method)
     assert beginnings(bench) == [0]
