@@ -32,6 +32,7 @@ from daemon.data.tokens import TokensMeta, TokensWriter
 
 MEMORY_LIMIT_BYTES = 4 << 30  # of address space
 TOKENIZER_THREADS = 4  # each thread's arenas count against the limit
+NICENESS = 10  # the daemon answers and the worker trains meanwhile
 
 
 def main(arguments: list[str]) -> int:
@@ -77,6 +78,7 @@ def limit_resources() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    os.nice(NICENESS)
     os.environ["RAYON_NUM_THREADS"] = str(min(TOKENIZER_THREADS, len(os.sched_getaffinity(0))))
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
