@@ -22,7 +22,6 @@ SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
-    "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "assistant": "assistant",
