@@ -10,7 +10,7 @@ import pytest
 from tests.acceptance.bench import Bench, as_bytes, rows
 
 GARBAGE = random.Random(1).randbytes(5000)
-CSV = b"question,answer\nWho?,Me.\n"
+TABLE = b"PK\x03\x04 a table of an office program"
 BAD_ROW = '{"messages": [{"role": "user", "content": "Who?"}]}'
 
 
@@ -27,7 +27,7 @@ FILES = [
     ("garbage.jsonl", GARBAGE, None, "rows are bad", "rejected.jsonl"),
     ("empty.jsonl", b"", None, "empty", "at least one row"),
     ("ten_bad.jsonl", spoiled(10), None, "10 of 100 (10 %) rows are bad", "rejected.jsonl"),
-    ("table.csv", CSV, None, ".csv is not a kind of file", ".jsonl"),
+    ("table.xlsx", TABLE, None, ".xlsx is not a kind of file", ".jsonl"),
     ("notes", b"remember the milk\n", None, "without ending", ".jsonl"),
     ("settings.jsonl", as_bytes(rows(8, start=50)), "epoch: 3\n", "settings.yaml", "epochs"),
     ("value.jsonl", as_bytes(rows(8, start=60)), "epochs: many\n", "epochs", "value.yaml"),
