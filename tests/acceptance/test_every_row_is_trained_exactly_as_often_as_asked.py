@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from tests.acceptance.bench import Bench, lines, rows
 
 WITNESS = Path(__file__).with_name("witness")
+ROOT = Path(__file__).parents[2]  # the code under test, whichever checkout this is
 COUNTS = (17, 29, 23)  # none divisible by the rows of an update
 MICRO, ACCUMULATION, EPOCHS, RATE, WARMUP = 2, 3, 2, 2e-3, 7
 UPDATE = MICRO * ACCUMULATION
@@ -31,7 +32,7 @@ def test_three_files_in_a_row(
         learning_rate=RATE,
         warmup_steps=WARMUP,
     )
-    bench.environment |= {"PYTHONPATH": str(WITNESS), "WITNESS_FILE": str(tmp_path / "witness.jsonl")}
+    bench.environment |= {"PYTHONPATH": f"{WITNESS}:{ROOT}", "WITNESS_FILE": str(tmp_path / "witness.jsonl")}
     bench.start()
     files = [rows(count, start=100 * place) for place, count in enumerate(COUNTS)]
     for place, content in enumerate(files):
