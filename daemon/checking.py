@@ -27,7 +27,8 @@ from daemon.data.lines import BadRow, Line, UnusableFile, parse
 from daemon.data.render import Renderer
 from daemon.data.sources import Source
 from daemon.data.survey import IN_HOLDOUT
-from daemon.jobs.inbox import printable, read_sidecar, sidecar_paths
+from daemon.jobs.sidecar import read_sidecar, sidecar_paths
+from daemon.jobs.store import printable
 
 SHOWN_LINES = 20  # of each kind of trouble
 SHOWN_KINDS = 50

@@ -12,7 +12,8 @@ from daemon.core.errors import NotFound
 from daemon.core.paths import Workspace
 from daemon.core.records import ENDED_STATES, WAITING_STATES, Desired, IntakeReport, Job, State, now
 from daemon.jobs import ledger, order, store
-from daemon.jobs.inbox import dropped, printable
+from daemon.jobs.inbox import dropped
+from daemon.jobs.store import printable
 
 FOLLOW_SECONDS = 0.2
 SHOWN_REJECTED_ROWS = 20

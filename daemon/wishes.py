@@ -27,7 +27,8 @@ from daemon.core.errors import (
 )
 from daemon.core.paths import Workspace
 from daemon.core.records import Answer, Wish, now
-from daemon.jobs.inbox import SIDECAR_SUFFIXES, UNFINISHED_SUFFIXES
+from daemon.jobs.inbox import UNFINISHED_SUFFIXES
+from daemon.jobs.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 
 WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.05

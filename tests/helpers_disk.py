@@ -42,7 +42,7 @@ def disk_with(around: Around) -> Iterator[None]:
 
 def without_waiting() -> AbstractContextManager[None]:
     """Let fsync return at once: the death of a process cannot show what it did; a `Recorder` sees its calls."""
-    return disk_with(lambda name, call, _: None if name == "fsync" else call())
+    return disk_with(lambda name, call, _: None if name in ("fsync", "syncfs") else call())
 
 
 def halfway(name: str, arguments: tuple[Any, ...]) -> None:

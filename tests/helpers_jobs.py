@@ -41,10 +41,10 @@ def put_job(workspace: Workspace, state: State, file: str = "x.jsonl", **facts: 
 def put_checkpoint(
     workspace: Workspace, step: int, job: str = "j", parent: CheckpointName | None = None, **facts: Any
 ) -> Path:
-    """A sealed checkpoint with three small files."""
+    """A sealed checkpoint with four small files."""
     folder = workspace.checkpoint(step)
     (folder / "adapter").mkdir(parents=True)
-    for name in ("model.safetensors", "optimizer.pt", "adapter/weights.bin"):
+    for name in ("model.safetensors", "optimizer.pt", "adapter/weights.bin", checkpoints.CONSUMED):
         (folder / name).write_bytes(f"{name} of step {step}".encode() * 20)
     manifest = Manifest.model_validate(MANIFEST | {"job": job, "step": step, "parent": parent} | facts)
     manifest.model_copy(update={"files": checkpoints.seal_files(folder)}).save(folder / checkpoints.MANIFEST)

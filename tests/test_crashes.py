@@ -187,11 +187,8 @@ def at_most_one_line(workspace: Workspace) -> None:
 def has_ended(workspace: Workspace) -> None:
     found = the_job(workspace)
     assert (found.state, jobs_in_ledger(workspace)) == (State.REJECTED, [found.id])
-    assert sorted(f.name for f in found.folder.iterdir() if f not in files.leftovers(found.folder)) == [
-        "data.jsonl",
-        store.RECORD,
-        store.REPORT,
-    ]
+    kept = ["data.jsonl", store.RECORD, store.REPORT]
+    assert sorted(f.name for f in found.folder.iterdir() if f not in files.leftovers(found.folder)) == kept
     assert not [f for f in found.folder.rglob("*") if f.name == "tokens.bin"], "the token cache goes with the job's end"
 
 
@@ -277,6 +274,18 @@ def test_a_step_renames_nothing_unsynced_and_leaves_nothing_unsynced(story: Stor
     assert recorder.faults == []
     assert recorder.unsynced == []
     story.in_the_end(workspace)
+
+
+def test_what_a_death_left_half_written_in_a_job_s_folders_goes_when_the_job_ends(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path)
+    found = put_job(workspace, State.PROCESSING)
+    run = workspace.run(found.id).root
+    run.mkdir()
+    for folder in (found.folder, run):
+        (folder / ".job.json.4711.tmp").write_text("{")
+        (folder / ".stage-tokens").mkdir()
+    settling.end(open_context(workspace), found, State.REJECTED, "because", None)
+    assert files.leftovers(the_job(workspace).folder) == files.leftovers(run) == []
 
 
 def test_the_bytes_of_a_dropped_file_are_on_the_disk_before_its_report_says_what_they_are(tmp_path: Path) -> None:

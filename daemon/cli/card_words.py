@@ -1,5 +1,6 @@
 """A report card and a preview, for people."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -149,3 +150,38 @@ def size(count: float | None) -> str:
 
 def _line(name: str, text: str, style: str = "") -> Text:
     return Text(f"  {name:<11}", style="dim").append(visible(text), style=style or "not dim")
+
+
+# ---- audit ----
+
+
+def audit(facts: dict[str, Any]) -> Iterator[str]:
+    """What became of a file, line by line."""
+    yield f"{facts['file']}: {facts['rows']:,} rows, sha256 {facts['sha256'][:12]}…"
+    for job in facts["jobs"]:
+        where = "in the model" if job["in_model"] else "not in the model"
+        kept = f" ({job['checkpoint']})" if job["checkpoint"] else ""
+        yield f"  {job['id']}: {job['state']}, {where}{kept}, {job['rows_trained']:,} rows trained, repeats counted"
+    for times, count in facts["rows_by_times"].items():
+        yield (
+            f"  {count:,} rows are in the model, trained {_so_often(int(times))}"
+            if times != "0"
+            else (f"  {count:,} rows are not in the model")
+        )
+    yield ""
+    for span in facts["spans"]:
+        place = f"{span['first']}" if span["first"] == span["last"] else f"{span['first']}–{span['last']}"
+        blank = span["last"] - span["first"] + 1 - span["rows"]
+        yield f"{facts['unit']} {place:<17} {_fate(span)}" + (f" ({blank} blank lines between)" if blank else "")
+
+
+def _fate(span: dict[str, Any]) -> str:
+    if span["times"]:
+        return f"in the model, trained {_so_often(span['times'])}"
+    if span["pending"]:
+        return f"not in the model yet, trained {_so_often(span['pending'])} in the running job"
+    return "not trained" + (f": {span['reason']}" if span["reason"] else "")
+
+
+def _so_often(times: int) -> str:
+    return {1: "once", 2: "twice"}.get(times, f"{times} times")

@@ -193,7 +193,11 @@ def _taken_in_words(name: str, job: dict[str, Any] | None) -> str:
     if job["state"] == State.FAILED:
         return f"{name} was refused: {job['reason']}\n  remedy: {job['remedy']}\n  it is kept as {job['id']}"
     if job["position"]:
-        rows = "still being read" if job["rows"] is None else f"{job['rows']} rows, {job['bad_rows']} refused"
+        if job["rows"] is None:
+            rows = "still being read"
+        else:
+            too_long = f", {job['too_long_rows']} too long" if job["too_long_rows"] else ""
+            rows = f"{job['rows']} rows, {job['bad_rows']} refused{too_long}"
         return f"queued as #{job['position']}: {job['id']} ({rows})"
     return f"{job['state']}: {job['id']}"
 

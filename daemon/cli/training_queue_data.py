@@ -1,4 +1,4 @@
-"""The verbs of training_queue that look at a file before it is dropped: validate, preview, holdout."""
+"""The verbs of training_queue that read a data file: validate, preview, holdout before it is dropped, audit after."""
 
 from pathlib import Path
 from typing import Annotated
@@ -85,9 +85,25 @@ def holdout(
     )
 
 
+def audit(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file, wherever a copy lies, or a job's id.")],
+    base_dir: BaseDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """How often each row of a file was trained, and whether it is in the model; rows that fared alike as one line."""
+    from daemon import auditing  # reading files takes libraries that other commands need not wait for
+    from daemon.cli import card_words
+
+    shown = face(context, base_dir, as_json)
+    found = auditing.audit(shown.workspace, file)
+    shown.say("\n".join(card_words.audit(found.facts())), found.facts())
+
+
 def add_to(app: typer.Typer) -> None:
     """Make them commands of `app`."""
     adjusting = "training_queue validate new.csv --auto-adjust --yes"
     app.command(epilog=show_examples("training_queue validate new.jsonl", adjusting))(validate)
     app.command(epilog=show_examples("training_queue preview new.jsonl --rows 10"))(preview)
+    app.command(epilog=show_examples("training_queue audit new.jsonl", "training_queue audit new.jsonl --json"))(audit)
     app.command(epilog=show_examples("training_queue holdout all.jsonl --rows 200"))(holdout)

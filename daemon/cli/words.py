@@ -13,8 +13,8 @@ from daemon.cli.common import in_words
 
 BAR_CELLS = 24
 PIPE_COLUMNS = 240  # a pipe has no width; nothing may be cut off in it
-COLUMNS = ("#", "id", "priority", "state", "file", "rows", "bad", "steps", "age", "why")
-RIGHT = ("#", "rows", "bad", "steps")
+COLUMNS = ("#", "id", "priority", "state", "file", "rows", "bad", "long", "steps", "age", "why")
+RIGHT = ("#", "rows", "bad", "long", "steps")
 STYLES = {"training": "green", "error": "bold red", "stopped": "dim", "failed": "red", "rejected": "yellow"}
 STYLES |= {"completed": "green", "processing": "bold", "paused": "yellow"}
 
@@ -51,7 +51,7 @@ def status(shown: dict[str, Any], inbox: list[str], start: str) -> RenderableTyp
     """The state, the figures, the queue: what a person wants to know first stands first."""
     lines = [_headline(shown, start)]
     if shown["job"]:
-        lines += [_progress(shown), _figures(shown)]
+        lines += [_line("rows", rows_in_words(shown["job"])), _progress(shown), _figures(shown)]
     lines.append(
         _line("queue", " · ".join(f"{name} {count}" for name, count in shown["queue"].items() if count) or "empty")
     )
@@ -144,7 +144,7 @@ def _table_line(cells: tuple[str, ...], widths: list[int]) -> Text:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     why = f"waits: {row['waits_for']}" if row["waits_for"] else row["reason"] or ""
-    figures = (number(row[name], "d") for name in ("rows", "bad_rows", "steps"))
+    figures = (number(row[name], "d") for name in ("rows", "bad_rows", "too_long_rows", "steps"))
     position = "▶" if row["state"] == "processing" else str(row["position"] or "")
     return position, row["id"], row["priority"], row["state"], row["file"], *figures, in_words(row["age_seconds"]), why
 
@@ -155,7 +155,7 @@ def job(facts: dict[str, Any]) -> RenderableType:
     lines = [
         Text(facts["id"], style="bold").append(f"  {facts['state']}  {facts['file']}", style="not bold"),
         _line("folder", facts["folder"]),
-        _line("rows", _rows_in_words(facts)),
+        _line("rows", rows_in_words(facts)),
     ]
     if report:
         lines.append(
@@ -175,9 +175,10 @@ def job(facts: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def _rows_in_words(facts: dict[str, Any]) -> str:
-    too_long = f", {facts['too_long_rows']} too long" if facts["too_long_rows"] else ""
-    return f"{number(facts['rows'], 'd')} good, {number(facts['bad_rows'], 'd')} refused{too_long}"
+def rows_in_words(facts: dict[str, Any]) -> str:
+    """How many rows are trained, and how many are not; an earlier daemon may not have said all."""
+    too_long = f", {facts['too_long_rows']} too long" if facts.get("too_long_rows") else ""
+    return f"{number(facts['rows'], 'd')} good, {number(facts.get('bad_rows'), 'd')} refused{too_long}"
 
 
 def _attempt(attempt: dict[str, Any]) -> Text:

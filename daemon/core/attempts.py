@@ -1,7 +1,11 @@
 """What the daemon and a worker tell each other, and the manifests of checkpoints, as frozen records."""
 
-from typing import Any, Literal
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
 
+from daemon.core import files
 from daemon.core.records import Record
 
 Exactness = Literal["bitwise", "statistical"]
@@ -39,7 +43,7 @@ class Manifest(Record):
     base_step: int  # global_step of the parent
     job_step: int  # updates of this job
     job_total_steps: int
-    rows_consumed: int  # of the flat stream over all epochs
+    rows_consumed: int  # rows trained for this job, each counted as often as it was: the length of consumed.bin
     final: bool  # the job's last update is in it
     parent: CheckpointName | None  # the accepted checkpoint it grew from; None = the base model
     lineage: list[Trained]  # this job's entry included
@@ -52,6 +56,26 @@ class Manifest(Record):
     exactness: Exactness
     created_at: str
     files: dict[str, FileSeal]
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """As of every record; one wrong bit in it is damage too."""
+        value = files.read_json(path)
+        if value is None:
+            return None
+        digest = value.pop("digest", None)
+        if digest != _digest(value):
+            raise ValueError(f"{path} is not as it was written")
+        return cls.model_validate(value)
+
+    def save(self, path: Path) -> None:
+        value = json.loads(self.model_dump_json())
+        files.write_json(path, {**value, "digest": _digest(value)})
+
+
+def _digest(value: dict[str, Any]) -> str:
+    """sha256 of a record's content, whatever its order and white space."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Assignment(Record):

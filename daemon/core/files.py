@@ -3,6 +3,7 @@
 What it does not cover: files of other programs outside the workspace are only read here, never changed.
 """
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 CHUNK = 1 << 20
 STAGE_PREFIX = ".stage-"
 TEMPORARY_SUFFIX = ".tmp"
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks of another file
 
 
@@ -35,6 +37,10 @@ class Disk:
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
+
+    def syncfs(self, descriptor: int) -> None:
+        if _LIBC.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
@@ -179,7 +185,7 @@ def copy(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file, link or tree; no error where it is gone. Callers: the door of deletion, and owners of caches."""
     # A crash half-way must not leave a tree that still looks whole under its own name; the next removal ends it.
-    doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    doomed = path if _left_over(path.name) else path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
     if path.is_symlink() or path.is_file():
         disk.unlink(path)
     elif path.is_dir() or doomed.is_dir():
@@ -188,6 +194,7 @@ def remove(path: Path) -> None:
         if path.is_dir():
             if doomed != path:
                 disk.rename(path, doomed)
+                sync_folder(path.parent)  # else a loss of power could undo the rename, and not what is deleted next
             disk.rmtree(doomed)
     else:
         return
@@ -198,11 +205,11 @@ def leftovers(folder: Path) -> list[Path]:
     """What crashes left in `folder`: staged folders, temporary files, half-deleted trees."""
     if not folder.is_dir():
         return []
-    return [f for f in folder.iterdir() if (f.name.startswith(".") and f.name.endswith(TEMPORARY_SUFFIX)) or _staged(f)]
+    return [path for path in folder.iterdir() if _left_over(path.name)]
 
 
-def _staged(path: Path) -> bool:
-    return path.name.startswith(STAGE_PREFIX)
+def _left_over(name: str) -> bool:
+    return name.startswith(STAGE_PREFIX) or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
 
 
 def sync_file(path: Path) -> None:
@@ -211,6 +218,15 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Make all that can be read on the filesystem of `path` durable, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        disk.syncfs(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -40,6 +40,11 @@ class Run:
         return self.root / "verdict.json"
 
     @property
+    def consumed(self) -> Path:
+        """Which rows the job has trained, as its accepted checkpoint has it; kept when that is superseded."""
+        return self.root / "consumed.bin"
+
+    @property
     def results(self) -> Path:
         return self.root / "results.yaml"
 

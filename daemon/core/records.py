@@ -42,7 +42,7 @@ MOVES: dict[State, frozenset[State]] = {
         for waiting in WAITING_STATES
     },
     State.PROCESSING: frozenset({*WAITING_STATES, *ENDED_STATES}),
-    State.COMPLETED: frozenset(),
+    State.COMPLETED: frozenset(WAITING_STATES),  # where the model that contained it is damaged
     State.FAILED: frozenset(WAITING_STATES),
     State.REJECTED: frozenset(WAITING_STATES),
     State.SKIPPED: frozenset(WAITING_STATES),
@@ -133,6 +133,12 @@ class IntakeReport(Record):
     checked_at: str
     seconds: float
 
+    def left_out(self) -> str:
+        """The rows that are not trained as they stand in the file, in words; empty where there are none."""
+        parts = ((self.bad_rows, "bad"), (self.too_long_rows, "too long"), (self.holdout_rows, "in the holdout"))
+        said = ", ".join(f"{count} {what}" for count, what in parts if count)
+        return f" ({said}; see rejected.jsonl)" if said else ""
+
 
 class Verdict(Record):
     """`verdict.json`: what the gate said of a final checkpoint."""
@@ -157,10 +163,12 @@ class LedgerLine(Record):
     sha256: str | None
     rows: int
     steps: int
-    outcome: str  # completed, failed, rejected, skipped
+    outcome: str  # completed, failed, rejected, skipped, undone
     reason: str | None
     checkpoint: str | None
     version: str | None = None
+    bad_rows: int | None = None  # left out; None in the lines of earlier releases
+    too_long_rows: int | None = None
     validation_loss: float | None
     holdout_key: str | None
     at: str
@@ -205,12 +213,20 @@ class Sidecar(BaseModel):
 
     priority: Priority = "normal"
     label: str | None = None
-    epochs: Annotated[int, Field(gt=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     after: str | None = None  # a job: its id, a unique beginning of it, or its file's name
     not_before: str | None = None  # ISO 8601; without a zone it is local time
     column_map: dict[str, str] | None = None
     again: bool = False
+
+    @field_validator("label", "after")
+    @classmethod
+    def _one_line(cls, value: str | None) -> str | None:
+        """They are shown in terminals, which some characters steer."""
+        if value is not None and not value.isprintable():
+            raise ValueError("write it in one line of printable characters")
+        return value
 
     @field_validator("not_before", mode="before")
     @classmethod
@@ -218,4 +234,7 @@ class Sidecar(BaseModel):
         """As records write times; YAML makes dates of some values by itself."""
         if value is None:
             return None
-        return in_utc(datetime.fromisoformat(str(value)))
+        try:
+            return in_utc(datetime.fromisoformat(str(value)))
+        except OverflowError:  # at the edge of the calendar, moved over it by the zone
+            raise ValueError("there is no such time") from None

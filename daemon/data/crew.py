@@ -8,14 +8,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from daemon.core.errors import BadConfig, Exit
-from daemon.data.lines import Line
-from daemon.data.reading import Read, Reader
+from daemon.data.lines import BadRow, Line
+from daemon.data.reading import Read, Reader, Reading
 
 MAX_PROCESSES = 4
-LARGE_FILE_BYTES = 32 << 20  # below, starting processes takes longer than it saves
+LARGE_FILE_BYTES = 1 << 20  # below, starting processes takes longer than it saves
 _PR_SET_PDEATHSIG = 1
+
+Flat = tuple[tuple[Any, ...], tuple[Any, ...] | BadRow]
 
 
 def processes_for(file_bytes: int) -> int:
@@ -65,7 +68,7 @@ class _Member:
 
     def give(self, batch: Sequence[Line]) -> None:
         try:
-            self._pipe.send(batch)
+            self._pipe.send([tuple(line) for line in batch])
         except OSError:
             raise self._gone() from None
 
@@ -77,7 +80,7 @@ class _Member:
         if isinstance(found, tuple):
             raise BadConfig(*found)
         assert isinstance(found, list)
-        return found
+        return [_whole(*flat) for flat in found]
 
     def _gone(self) -> RuntimeError:
         """Of the crash of one process, intake's own comes: it is counted by who started intake."""
@@ -92,16 +95,24 @@ class _Member:
 
 def _work(reader: Reader, pipe: Connection, parent: int) -> None:
     die_with(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not come along, and each process has its core
     while True:
         try:
-            batch = pipe.recv()
+            batch = [Line._make(line) for line in pipe.recv()]
         except EOFError:
             return
         try:
-            pipe.send(reader.read(batch))
+            pipe.send([_flat(*found) for found in reader.read(batch)])
         except BadConfig as error:
             pipe.send((error.message, error.remedy))
+
+
+def _flat(line: Line, found: Reading | BadRow) -> Flat:
+    """For the pipe: plain tuples take a tenth of the time of named ones."""
+    return tuple(line), found if isinstance(found, BadRow) else tuple(found)
+
+
+def _whole(line: tuple[Any, ...], found: tuple[Any, ...] | BadRow) -> Read:
+    return Line._make(line), found if isinstance(found, BadRow) else Reading._make(found)
 
 
 def die_with(parent: int) -> None:

@@ -15,6 +15,7 @@ from daemon.data.lines import BOM, Line, Stream, UnusableFile
 
 _OUTSIDE = re.compile(rb'["\[\]{},]')
 _INSIDE = re.compile(rb'["\\]')
+_MAX_DEPTH = 1 << 20  # of brackets; a file of nothing else would be followed for minutes
 _SHAPE = "write it as [{…}, {…}], or as JSON Lines into a file named .jsonl"
 
 
@@ -115,6 +116,8 @@ class _Splitter:
         if self._depth == 0 and (self._arrays or self._number):
             raise UnusableFile("there is more after the end of the JSON", _SHAPE)
         self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise UnusableFile(f"element {self._number + 1} is nested too deeply", _SHAPE)
         if mark == b"[" and self._depth == self._home and not self._collecting:
             self._arrays += 1
             if self._arrays > 1:

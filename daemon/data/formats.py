@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import orjson
@@ -37,7 +36,7 @@ class Row:
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """Names what is trained: the same for the same content in another format or order of keys."""
         content = {"text": self.text} if self.messages is None else {"messages": self.messages, "tools": self.tools}
@@ -80,7 +79,8 @@ def normalise(row: dict[str, Any]) -> Row:
     for name, columns, convert in _FORMATS:
         if columns <= given:
             return convert(name, row)
-    found = ", ".join(sorted(given)) or "none"
+    # What steers a terminal is spelled out.
+    found = ", ".join(name if name.isprintable() else repr(name) for name in sorted(given)) or "none"
     raise BadRow(f"no known format has these columns: {found[:200]}", KNOWN_COLUMNS)
 
 

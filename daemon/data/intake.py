@@ -8,6 +8,7 @@ of the workspace, nothing in the workspace is changed, and any number may run.
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -31,7 +32,7 @@ from daemon.data.survey import Survey
 from daemon.data.tokens import TokensMeta, TokensWriter
 
 MEMORY_LIMIT_BYTES = 4 << 30  # of address space
-TOKENIZER_THREADS = 4  # each thread's arenas count against the limit
+COLLECTED_OBJECTS = 100_000  # rows are many small objects without cycles; looking for those takes time
 NICENESS = 10  # the daemon answers and the worker trains meanwhile
 
 
@@ -79,8 +80,8 @@ def limit_resources() -> None:
     limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     os.nice(NICENESS)
-    os.environ["RAYON_NUM_THREADS"] = str(min(TOKENIZER_THREADS, len(os.sched_getaffinity(0))))
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    gc.set_threshold(COLLECTED_OBJECTS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a large file has several processes, and each has its core
 
 
 def examine(workspace: Workspace, folder: Path | None, given: Settings | None = None) -> None:

@@ -3,17 +3,18 @@
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from daemon.core.files import CHUNK
 
 SHOWN_CHARACTERS = 200
+FORGET_BYTES = 8 << 20
 BOM = b"\xef\xbb\xbf"
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -50,8 +51,7 @@ class UnusableFile(Exception):  # caught by who reads a file, and written into i
         self.remedy = remedy
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):  # there are millions, and they go between processes
     """One row as it stands in a file. `data` is cut off where it is longer than a row may be."""
 
     number: int  # from 1
@@ -82,7 +82,7 @@ class HashedFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self._hash = hashlib.sha256()
-        self.bytes = 0
+        self.bytes = self._forgotten = 0
 
     @property
     def sha256(self) -> str:
@@ -96,6 +96,9 @@ class HashedFile(io.RawIOBase):
         count = self._file.readinto(buffer)
         self._hash.update(memoryview(buffer)[:count])
         self.bytes += count
+        if self.bytes - self._forgotten >= FORGET_BYTES:  # read once, it needs no memory that others could use
+            os.posix_fadvise(self._file.fileno(), self._forgotten, FORGET_BYTES, os.POSIX_FADV_DONTNEED)
+            self._forgotten += FORGET_BYTES
         return count
 
     def close(self) -> None:
@@ -120,22 +123,33 @@ class LineReader:
 
 def split_lines(stream: Stream, max_row_bytes: int) -> Iterator[Line]:
     """The lines that are not blank."""
-    for line in physical_lines(stream, max_row_bytes):
-        if line.too_long or line.data.strip():
-            yield line
+    for number, data, too_long, ended in _read_lines(stream, max_row_bytes):
+        if too_long or not data.isspace():
+            yield Line(number, data, too_long, ended)
 
 
 def physical_lines(stream: Stream, max_row_bytes: int) -> Iterator[Line]:
-    """Every line, blank ones too; one over the limit is read to its end and not kept."""
+    """Every line, blank ones too."""
+    for line in _read_lines(stream, max_row_bytes):
+        yield Line(*line)
+
+
+def _read_lines(stream: Stream, max_row_bytes: int) -> Iterator[tuple[int, bytes, bool, bool]]:
+    """Number, bytes, whether it is over the limit (then it is read to its end and not kept), whether it was ended.
+
+    Plain values: a file may be millions of line ends, and making an object of each takes a minute.
+    """
     number = 0
     while data := stream.readline(max_row_bytes + 1):
         number += 1
         ended = data.endswith(b"\n")
         too_long = len(data) > max_row_bytes and not ended
-        rest = data
         while too_long and not ended and (rest := stream.readline(CHUNK)):
             ended = rest.endswith(b"\n")
-        yield Line(number, data.removeprefix(BOM) if number == 1 else data, too_long, ended)
+        if number == 1:
+            data = data.removeprefix(BOM)
+        if data:
+            yield number, data, too_long, ended
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -16,6 +16,8 @@ _NAMES = ("reasoning_content", "thinking", "reasoning")
 
 def notes_on_reasoning(row: Row, text: str) -> set[str]:
     """Of a row that was rendered as `text`."""
+    if not row.thinks:
+        return set()
     messages = row.messages or []
     thoughts = [thought for turn in row.trained_turns() for thought in _thoughts(messages[turn])]
     if not thoughts:

@@ -60,7 +60,7 @@ class Renderer:
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         templates = _load_templates(model_folder, tokens, options)
         self._styles = {name: Style.learn(template, tokenizer) for name, template in templates.items()}
-        self.encode = self._encoder.encode
+        self.encode, self.beginning = self._encoder.encode, self._encoder.beginning
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens as text, special ones too."""
@@ -73,7 +73,7 @@ class Renderer:
         style = self._style(row)
         messages, tools = style.dialect.speak(row.messages), row.tools
         quotes = any(style.markers.quoted_in(value) for message in messages for value in message.values())
-        quotes = quotes or style.markers.quoted_in(tools)
+        quotes = quotes or (tools is not None and style.markers.quoted_in(tools))
         if quotes:
             messages, tools = style.markers.hide(messages, tools)
         given = Row(row.format, messages, tools)

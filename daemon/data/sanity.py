@@ -45,7 +45,7 @@ def trains_header(encoded: Encoded, headers: Sequence[Header]) -> bool:
 
 def _stands_trained(encoded: Encoded, header: Header) -> bool:
     ids, size = encoded.ids, len(header)
-    place = -1
+    place = encoded.mask.find(1) - 1
     while True:
         try:
             place = ids.index(header[0], place + 1)

@@ -5,6 +5,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from daemon.core import files
 from daemon.core.config import Settings
@@ -15,6 +16,8 @@ from daemon.data.lines import HashedFile, Line, Stream, UnusableFile, split_line
 GZ = ".gz"
 PARQUET = ".parquet"
 UNITS = {".jsonl": "line", ".json": "element", ".csv": "line", PARQUET: "row", ".txt": "line"}  # what is numbered
+MAX_RATIO = 200  # of unpacked to packed bytes; zeros reach 1,000, text 4 to 20
+FREE_BYTES = 64 << 20  # that may be unpacked at any ratio
 KINDS = (*UNITS, *(kind + GZ for kind in UNITS if kind != PARQUET))
 
 
@@ -51,13 +54,15 @@ class Source:
         """Raises UnusableFile, in the middle of the rows too."""
         if not self._kind:
             raise unknown_kind(self._path.name)
+        if self._path.is_file() and not self._path.stat().st_size:
+            return  # empty, which is no damage, whatever the kind
         if self._kind == PARQUET:
             yield from tables.read_parquet(self._path, self._settings.max_row_bytes)
             return
         with HashedFile(self._path) as file:
-            stream: Stream = io.BufferedReader(file, CHUNK)
-            unpacked = _Unpacked(stream, self._settings.max_unpacked_bytes) if self._kind.endswith(GZ) else stream
-            yield from self._rows(unpacked)
+            packed = self._kind.endswith(GZ)
+            whole = _Unpacked(file, self._settings.max_unpacked_bytes) if packed else file
+            yield from self._rows(io.BufferedReader(whole, CHUNK))
             self._seen = (file.bytes, file.sha256)
 
     def _rows(self, stream: Stream) -> Iterator[Line]:
@@ -72,40 +77,36 @@ class Source:
         return split_lines(stream, limit)
 
 
-class _Unpacked:
+class _Unpacked(io.RawIOBase):
     """A gzip stream that never gives more than it may, and says in words what is wrong with it."""
 
-    def __init__(self, packed: Stream, max_bytes: int) -> None:
-        self._stream = gzip.GzipFile(fileobj=packed)  # type: ignore[call-overload]  # it only reads
-        self._left = max_bytes
+    def __init__(self, packed: HashedFile, max_bytes: int) -> None:
+        self._packed = packed
+        self._stream = gzip.GzipFile(fileobj=io.BufferedReader(packed, CHUNK))
+        self._given = 0
         self._max_bytes = max_bytes
 
-    def read(self, size: int = -1, /) -> bytes:
-        return self._count(self._guarded("read", size))
+    def readable(self) -> bool:
+        return True
 
-    def readline(self, size: int = -1, /) -> bytes:
-        return self._count(self._guarded("readline", size))
-
-    def peek(self, size: int = 1, /) -> bytes:
-        return self._guarded("peek", size)
-
-    def _guarded(self, call: str, size: int) -> bytes:
+    def readinto(self, buffer: Any, /) -> int:
         try:
-            data: bytes = getattr(self._stream, call)(size)
+            count = self._stream.readinto(buffer)
         except EOFError:
             reason = "the file is not whole: its compressed data ends too early"
             raise UnusableFile(reason, "copy the file again, whole") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise UnusableFile(f"the compressed data is damaged: {error}", "copy or pack the file again") from None
-        return data
-
-    def _count(self, data: bytes) -> bytes:
-        self._left -= len(data)
-        if self._left < 0:
+        self._given += count
+        if self._given > self._max_bytes:
             raise UnusableFile(
                 f"the file unpacks to more than {self._max_bytes:,} bytes", "split it, or raise max_unpacked_bytes"
             )
-        return data
+        if self._given > MAX_RATIO * max(self._packed.bytes, FREE_BYTES // MAX_RATIO):
+            raise UnusableFile(
+                f"the file unpacks to more than {MAX_RATIO} times its size, as no text does", "drop it unpacked"
+            )
+        return count
 
 
 def unknown_kind(name: str) -> UnusableFile:

@@ -12,12 +12,11 @@ from daemon.core.records import RejectedRow
 from daemon.data import formats
 from daemon.data.crew import processes_for, read_all
 from daemon.data.digests import Digests
-from daemon.data.encoding import Encoded
 from daemon.data.lines import BadRow, Line, Unreadable, UnusableFile
 from daemon.data.reading import Read, Reader, Reading
 from daemon.data.render import Renderer
 from daemon.data.sources import Source
-from daemon.data.tokens import TokensWriter
+from daemon.data.tokens import ID_BYTES, TokensWriter
 
 # Read together: enough for speed, little enough for memory.
 BATCH_ROWS = 256
@@ -107,11 +106,12 @@ class Survey:
             self._reject(line, IN_HOLDOUT, "nothing to do: it measures the model, so it is not trained")
             return
         self._check_mask(line, row)
-        self.counts.longest = max(self.counts.longest, len(row.encoded.ids))
-        kept = self._fit(line, row.encoded)
-        if kept is not None:
-            self._count_good(row, kept)
-            self._writer.append(kept.ids, kept.mask, line.number, row.digest)
+        self.counts.longest = max(self.counts.longest, row.length)
+        length = self._fitting(line, row)
+        if length:
+            mask = row.mask[:length]
+            self._count_good(row, mask)
+            self._writer.append(row.ids[: ID_BYTES * length], mask, line.number, row.digest)
 
     def _check_mask(self, line: Line, row: Reading) -> None:
         if row.fault == "masked":
@@ -125,8 +125,8 @@ class Survey:
                 "remove the template's own markers from the answer, or correct {% generation %} in the chat template",
             )
 
-    def _count_good(self, row: Reading, kept: Encoded) -> None:
-        counts, length = self.counts, len(kept.ids)
+    def _count_good(self, row: Reading, mask: bytes) -> None:
+        counts, length = self.counts, len(mask)
         counts.duplicates += not self.seen.add(row.digest)
         counts.notes.update(row.notes)
         counts.formats[row.format] += 1
@@ -134,22 +134,22 @@ class Survey:
         counts.thinking += row.thinks
         if row.is_chat:
             counts.chat_tokens += length
-            counts.chat_trained_tokens += kept.mask.count(1)
+            counts.chat_trained_tokens += mask.count(1)
 
-    def _fit(self, line: Line, encoded: Encoded) -> Encoded | None:
-        """The row at most max_length long; None where it is left out."""
-        limit, length = self._settings.max_length, len(encoded.ids)
+    def _fitting(self, line: Line, row: Reading) -> int:
+        """How many of the row's tokens are kept, at most max_length; 0 where it is left out."""
+        limit, length = self._settings.max_length, row.length
         if length <= limit:
-            return encoded
+            return length
         self.counts.too_long += 1
         self.counts.too_long_lengths.append(length)
         reason, fix = f"the row has {length} tokens, max_length is {limit}", "shorten it, or raise max_length"
         if self._settings.excess_length == "reject":
             raise BadRow(reason, fix)
-        if self._settings.excess_length == "truncate" and 1 in encoded.mask[1:limit]:
-            return Encoded(encoded.ids[:limit], encoded.mask[:limit])
+        if self._settings.excess_length == "truncate" and 1 in row.mask[1:limit]:
+            return limit
         self._reject(line, reason, fix)
-        return None
+        return 0
 
     def _count_bad(self, line: Line, bad: BadRow) -> None:
         reason, fix = bad.reason, bad.fix

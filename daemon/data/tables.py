@@ -11,7 +11,7 @@ from daemon.data.lines import BadRow, Line, Stream, UnusableFile, physical_lines
 
 DELIMITERS = (",", ";", "\t")
 LISTS = ("messages", "conversations", "tools", "history", "chosen", "rejected")  # a cell may hold them as JSON
-PARQUET_BATCH_ROWS = 64  # decoded at a time: rows may be long
+PARQUET_BATCH_ROWS = 8  # decoded at a time: each may be as long as a row may be, though the file is small
 
 
 # ---- CSV ----
@@ -136,8 +136,14 @@ def read_parquet(path: Path, max_row_bytes: int) -> Iterator[Line]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _parquet_line(number, row, max_row_bytes)
+    except MemoryError:  # pyarrow's too: a page of the file is decoded as a whole
+        raise UnusableFile(
+            "a value of the table unpacks to more than memory holds",
+            "store shorter values, or write the rows as .jsonl",
+        ) from None
     except (pyarrow.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        said = str(error).partition("\n")[0][:200] or type(error).__name__
+        said = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # bytes of the file, as it seems
         raise UnusableFile(f"the file is not whole or no Parquet file: {said}", "write or copy it again") from None
 
 

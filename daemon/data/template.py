@@ -41,6 +41,7 @@ class Template:
         self.is_marked = bool(_MARK.search(source))
         self._marks = marks
         self._template = environment.from_string(source)
+        self._template.globals = dict(self._template.globals)  # read for every row, and slowly as it comes
         self._named_tokens = named_tokens
         self.options = options or {}
 

@@ -27,6 +27,7 @@ from daemon.core.errors import BadConfig
 from daemon.core.records import Record
 from daemon.data.formats import DIGEST_BYTES
 
+ID_BYTES = 4
 FORMAT = 2  # of rendering and cache: raised where the same rows would give other tokens or masks
 META = "tokens.json"
 IDS, MASK, ROWS, LINES, DIGESTS = "ids.bin", "mask.bin", "rows.bin", "lines.bin", "digests.bin"
@@ -58,7 +59,7 @@ class TokensWriter:
         with ExitStack() as opened:
             self._files = {name: opened.enter_context((self._folder / name).open("wb")) for name in sizes(0, 0)}
             self._close = opened.pop_all()
-        self._files[ROWS].write(_numbers("Q", [0]))
+        self._files[ROWS].write(bytes(8))
         return self
 
     def __exit__(
@@ -66,16 +67,17 @@ class TokensWriter:
     ) -> None:
         self._close.close()
 
-    def append(self, ids: Sequence[int], mask: bytes, line: int, digest: bytes) -> None:
-        assert len(ids) == len(mask) and len(digest) == DIGEST_BYTES
+    def append(self, ids: bytes, mask: bytes, line: int, digest: bytes) -> None:
+        """One row; `ids` as `packed` makes them."""
+        assert len(ids) == ID_BYTES * len(mask) and len(digest) == DIGEST_BYTES
         self.rows += 1
-        self.tokens += len(ids)
+        self.tokens += len(mask)
         self.trained_tokens += mask.count(1)
-        self.longest_row = max(self.longest_row, len(ids))
-        self._files[IDS].write(_numbers("i", ids))
+        self.longest_row = max(self.longest_row, len(mask))
+        self._files[IDS].write(ids)
         self._files[MASK].write(mask)
-        self._files[ROWS].write(_numbers("Q", [self.tokens]))
-        self._files[LINES].write(_numbers("Q", [line]))
+        self._files[ROWS].write(self.tokens.to_bytes(8, "little"))
+        self._files[LINES].write(line.to_bytes(8, "little"))
         self._files[DIGESTS].write(digest)
 
     def finish(self, data_sha256: str, key: str, left_out_rows: int) -> TokensMeta:
@@ -94,8 +96,9 @@ class TokensWriter:
         return meta
 
 
-def _numbers(kind: str, values: Sequence[int]) -> bytes:
-    numbers = array(kind, values)
+def packed(ids: Sequence[int]) -> bytes:
+    """Tokens as they lie in ids.bin."""
+    numbers = array("i", ids)
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers.tobytes()
@@ -107,7 +110,7 @@ def _seal(path: Path) -> FileSeal:
 
 def sizes(rows: int, tokens: int) -> dict[str, int]:
     """The bytes that each file has in a whole cache."""
-    return {IDS: 4 * tokens, MASK: tokens, ROWS: 8 * (rows + 1), LINES: 8 * rows, DIGESTS: DIGEST_BYTES * rows}
+    return {IDS: ID_BYTES * tokens, MASK: tokens, ROWS: 8 * (rows + 1), LINES: 8 * rows, DIGESTS: DIGEST_BYTES * rows}
 
 
 def read_meta(folder: Path) -> TokensMeta | None:

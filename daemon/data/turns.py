@@ -43,7 +43,7 @@ def read_turn(number: int, turn: Any) -> Message:
         raise BadRow(f"the role of turn {number} is {said}", "use system, developer, user, assistant or tool")
     _check_calls(number, message)
     for name in REASONING_NAMES:
-        if not isinstance(message.get(name, ""), str):
+        if name in message and not isinstance(message[name], str):
             raise BadRow(f"{name} of turn {number} is {kind_of(message[name])}, not text", f"put {name} in quotes")
     if "content" in message:
         message["content"] = _content(number, message["content"])
@@ -72,6 +72,8 @@ def _check_calls(number: int, message: Message) -> None:
 
 def _content(number: int, content: Any) -> str:
     """Text as it is; a list of text parts as one text."""
+    if isinstance(content, str):
+        return content
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [p.get("text") if isinstance(p, dict) and p.get("type", "text") == "text" else None for p in parts]
     whole = [text for text in texts if isinstance(text, str)]
@@ -122,7 +124,9 @@ def thinks(message: Message) -> bool:
     """Whether the assistant reasons in this turn, in its content or beside it."""
     if message["role"] != "assistant":
         return False
-    return "<think>" in message.get("content", "") or any(message.get(name) for name in REASONING_NAMES)
+    if "<think>" in message.get("content", ""):
+        return True
+    return len(message) > 2 and any(message.get(name) for name in REASONING_NAMES)
 
 
 def from_sharegpt(number: int, turn: Any) -> Any:

@@ -1,5 +1,6 @@
 """Settled files become jobs: record first, data second, then the one rename that makes the job visible."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import yaml
-from pydantic import ValidationError
-
 from daemon.core import files
-from daemon.core.config import check_column_map
-from daemon.core.errors import BadConfig, BadData
 from daemon.core.paths import Workspace
-from daemon.core.records import WAITING_STATES, Job, Priority, Sidecar, State, now
+from daemon.core.records import WAITING_STATES, Job, Priority, State, now
 from daemon.data.sources import kind_of_file
 from daemon.jobs import order, store
+from daemon.jobs.sidecar import SUFFIXES as SIDECAR_SUFFIXES
+from daemon.jobs.sidecar import sidecar_of, sidecar_paths
+from daemon.jobs.store import printable
 
 UNFINISHED_SUFFIXES = (".part", ".tmp", ".crdownload", ".swp")
-SIDECAR_SUFFIXES = (".yaml", ".yml")
 SIDECAR = "sidecar.yaml"  # its name in the job's folder
 WITHOUT_LEASES_SECONDS = 10.0  # at rest, where the filesystem cannot tell whether somebody still writes
+ABANDONED_SECONDS = 3600.0  # without a byte added: whoever copied here is gone
+_HALF_COPY = re.compile(r"\.{1,2}(data|sidecar)\.\d+\.[0-9a-f]{6}\.tmp(\.\d+\.tmp)?")  # as wishes.py names them
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,120}")
 _OWN_NAMES = (store.RECORD, store.REPORT, store.REJECTED_ROWS, store.TOKENS, store.DIGESTS, SIDECAR)
 
@@ -63,15 +63,34 @@ def _ignored(path: Path) -> bool:
 
 
 def unusable(path: Path) -> str | None:
-    """Why something in the inbox is not even a file; such things stay where they are and are reported once."""
+    """Why something in the inbox cannot be taken in at all; such things stay where they are and are reported once."""
     try:
-        mode = path.lstat().st_mode
+        info = path.lstat()
     except FileNotFoundError:
         return None
-    if stat.S_ISREG(mode):
-        return None
-    kinds = {stat.S_ISLNK: "a link", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
-    return next((words for test, words in kinds.items() if test(mode)), "a device")
+    mode = info.st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISLNK: "a link", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+        return f"{next((words for test, words in kinds.items() if test(mode)), 'a device')}, not a file"
+    if info.st_nlink > 1 and not _on_its_way(path, info):
+        return "a hard link: the same file has another name, under which it may change; copy it here instead"
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return "not readable for the daemon; permit it with chmod"
+    return None
+
+
+def _on_its_way(path: Path, info: os.stat_result) -> bool:
+    """Whether the other name is that under which `training_queue add` has made the file; a crash may leave it."""
+    hidden = path.parent.glob(f".*{files.TEMPORARY_SUFFIX}")
+    return info.st_nlink == 2 and any(other.lstat().st_ino == info.st_ino for other in hidden)
+
+
+def clear_abandoned(workspace: Workspace) -> None:
+    """Delete the half copies of an `add` that was killed. Only its own names: what people hide here is theirs."""
+    for path in workspace.inbox.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # a copy that has just got its name
+            if _HALF_COPY.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                files.remove(path)
 
 
 class Settling:
@@ -122,11 +141,11 @@ def _owner(descriptor: int) -> int:
 
 
 def take_in(workspace: Workspace, item: Dropped) -> store.Found:
-    """Make a waiting job of a settled file. A crash in between is finished by `finish_taking_in`.
+    """Make a waiting job of a settled file, a failed one where its settings are not understood.
 
-    Raises BadData where the file's sidecar cannot be understood: the file then goes to failed with that reason.
+    A crash in between is finished by `finish_taking_in`. Raises FileNotFoundError where the file is gone.
     """
-    sidecar, trouble = _sidecar(item.path)
+    sidecar, trouble = sidecar_of(item.path)
     job = Job(
         id=store.new_id(workspace, printable(item.path.name)),
         file=printable(item.path.name),
@@ -197,53 +216,6 @@ def _bring_sidecar(workspace: Workspace, folder: Path, job: Job) -> None:
         same = [path for path in _entries(place) if printable(path.stem) == Path(job.file).stem]
         if len(same) == 1 and same[0].suffix in SIDECAR_SUFFIXES and not (folder / SIDECAR).exists():
             files.move(same[0], folder / SIDECAR)
-
-
-def sidecar_paths(path: Path) -> list[Path]:
-    """The settings beside a data file, if there are any: x.yaml, beside x.jsonl.gz also x.jsonl.yaml."""
-    ending = kind_of_file(path.name) or path.suffix
-    stems = dict.fromkeys((path.name[: len(path.name) - len(ending)], path.stem))
-    beside = [path.with_name(stem + suffix) for stem in stems if stem for suffix in SIDECAR_SUFFIXES]
-    return [file for file in beside if file.is_file()][:1]
-
-
-def _sidecar(path: Path) -> tuple[Sidecar, BadData | None]:
-    for beside in sidecar_paths(path):
-        try:
-            return read_sidecar(beside), None
-        except BadData as trouble:
-            return Sidecar(), trouble
-    return Sidecar(), None
-
-
-def read_sidecar(beside: Path) -> Sidecar:
-    """The settings beside a data file. Raises BadData."""
-    name = printable(beside.name)
-    try:
-        sidecar = Sidecar.model_validate(yaml.safe_load(beside.read_text()) or {})
-        check_column_map(sidecar.column_map or {}, name)
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError, RecursionError) as error:
-        known = ", ".join(Sidecar.model_fields)
-        raise BadData(
-            f"the settings beside the file, {name}, are not understood: {_first(error)}",
-            f"drop the file again beside a corrected {name} (known keys: {known})",
-        ) from None
-    except BadConfig as error:
-        raise BadData(error.message, f"{error.remedy}; drop the file again beside a corrected {name}") from None
-    return sidecar
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def printable(name: str) -> str:
-    """A file's name that can be shown and stored, whatever bytes it was made of."""
-    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _safe(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from daemon.core import files
 from daemon.core.paths import Workspace
-from daemon.core.records import LedgerLine
+from daemon.core.records import LedgerLine, State, now
+
+UNDONE = "undone"  # the outcome of a job whose model was lost; it waits again
 
 
 def lines(workspace: Workspace) -> list[LedgerLine]:
@@ -14,13 +16,40 @@ def record(workspace: Workspace, line: LedgerLine) -> None:
     """Add a line, unless the job's last line says the same already: settling may be repeated after a crash."""
     before = next((x for x in reversed(lines(workspace)) if x.job == line.job), None)
     same = before is not None and before.model_copy(update={"at": line.at}) == line
-    if not same:
+    if same:
+        # It can be read, but may never have reached the disk: the writer was killed before its fsync, or that failed.
+        # After a failure another fsync of that file proves nothing; a new file does.
+        files.write(workspace.ledger, workspace.ledger.read_bytes())
+    else:
         files.append_json(workspace.ledger, line)
+
+
+def undo(workspace: Workspace, jobs: list[str], reason: str) -> None:
+    """Say of accepted jobs that no model contains them any more."""
+    for before in _last_lines(workspace).values():
+        if before.job in jobs:
+            record(workspace, before.model_copy(update={"outcome": UNDONE, "reason": reason, "at": now()}))
+
+
+def accepted(workspace: Workspace) -> dict[str, str]:
+    """The checkpoint with which each job was accepted, oldest first; of those that were not undone."""
+    last = _last_lines(workspace).values()
+    return {line.job: line.checkpoint for line in last if line.outcome == State.COMPLETED and line.checkpoint}
 
 
 def trained_as(workspace: Workspace, sha256: str) -> str | None:
     """The job in which this very content was trained and accepted, if any."""
-    return next((x.job for x in lines(workspace) if x.sha256 == sha256 and x.outcome == "completed"), None)
+    last = _last_lines(workspace).values()
+    return next((line.job for line in last if line.sha256 == sha256 and line.outcome == State.COMPLETED), None)
+
+
+def _last_lines(workspace: Workspace) -> dict[str, LedgerLine]:
+    """The line of each job that counts, in their order."""
+    found: dict[str, LedgerLine] = {}
+    for line in lines(workspace):
+        found.pop(line.job, None)
+        found[line.job] = line
+    return found
 
 
 def best_loss(workspace: Workspace, holdout_key: str | None) -> float | None:

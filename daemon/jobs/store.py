@@ -158,3 +158,13 @@ def slug(name: str) -> str:
     """A file's name as a safe part of a folder's name."""
     stem = unicodedata.normalize("NFKD", name.split(".")[0]).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_").lower()[:SLUG_LENGTH] or "file"
+
+
+def printable(name: str) -> str:
+    """A file's name, or other words of people, in one line that can be shown and stored, whatever it was made of."""
+    return "".join(c if c.isprintable() else _spelled(c) for c in name)
+
+
+def _spelled(character: str) -> str:
+    byte = ord(character) - 0xDC00  # so Python hands on the bytes of a name that are no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()

@@ -1,8 +1,10 @@
 """Checkpoints as transactions: sealed by a manifest, verified before use, accepted by swapping `latest`."""
 
+import errno
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
 from daemon.core import files
@@ -11,6 +13,9 @@ from daemon.core.paths import Workspace
 from daemon.models import trash
 
 MANIFEST = "manifest.json"
+CONSUMED = "consumed.bin"  # uint32, little endian: the line of each row that this job has trained, in order
+CONSUMED_BYTES = 4
+LOST_BYTES = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # what disks and filesystems say of data that is gone
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -26,10 +31,26 @@ def read(folder: Path) -> Manifest | None:
         return Manifest.load(folder / MANIFEST)
     except ValueError:
         return None
+    except OSError as error:
+        if error.errno in LOST_BYTES:
+            return None
+        raise
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where every file is as it was written."""
+    """What is wrong with a checkpoint, in words; None where every file is as it was written.
+
+    Raises OSError where it could not be looked at for a reason that is not its own: no rights, too many open files.
+    """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        if error.errno not in LOST_BYTES:
+            raise
+        return f"a file of it cannot be read: {error.strerror}"
+
+
+def _damage(folder: Path) -> str | None:
     manifest = read(folder)
     if manifest is None:
         return "its manifest is missing or damaged"
@@ -58,15 +79,19 @@ def every(workspace: Workspace) -> list[Path]:
 
 
 def latest(workspace: Workspace) -> Path | None:
-    """The accepted checkpoint, or None before the first."""
+    """The accepted checkpoint; None before the first, and where `latest` is no link (any more)."""
     try:
         return workspace.current_model / os.readlink(workspace.latest)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
 
 
 def accept(workspace: Workspace, folder: Path) -> None:
     """The commit point of a job: `latest` names this checkpoint from one instant to the next."""
+    if workspace.latest.is_dir() and not workspace.latest.is_symlink():  # no rename replaces it, and it is not ours
+        files.move(workspace.latest, workspace.latest.with_name(f"latest.{time.time_ns()}"))
     files.swap_link(workspace.latest, folder.name)
 
 
@@ -91,7 +116,7 @@ def resume_point(workspace: Workspace, job: str, parent: CheckpointName | None) 
 def clear_the_way(workspace: Workspace, resume: Path | None) -> list[str]:
     """Set aside every checkpoint above the point from which training goes on; none of them is in its lineage."""
     start = resume or latest(workspace)
-    above = [f for f in every(workspace) if start is None or _step(f) > _step(start)]
+    above = [f for f in every(workspace) if start is None or step_of(f) > step_of(start)]
     for folder in above:
         trash.discard(workspace, folder, "not in the lineage of the accepted model")
     return [f.name for f in above]
@@ -107,9 +132,14 @@ def discard_of_job(workspace: Workspace, job: str, reason: str) -> list[str]:
 
 
 def prune(workspace: Workspace, keep: int) -> list[str]:
-    """Delete the checkpoints superseded by `keep` newer ones; `latest` stays. By step, never by the clock."""
+    """Delete the checkpoints superseded by `keep` newer ones. By step, never by the clock.
+
+    `latest` stays, and the accepted one before it: there is something to go back to where a disk loses bytes.
+    """
     accepted = latest(workspace)
-    superseded = [f for f in every(workspace)[:-keep] if f != accepted]
+    manifest = read(accepted) if accepted else None
+    before = manifest.parent.checkpoint if manifest and manifest.parent else None
+    superseded = [f for f in every(workspace)[:-keep] if f != accepted and f.name != before]
     for folder in superseded:
         trash.delete(workspace, folder)
     return [f.name for f in superseded]
@@ -120,7 +150,8 @@ def lineage_digest(parts: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(f"{k}={parts[k]}" for k in sorted(parts)).encode()).hexdigest()
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The global step in a checkpoint's name."""
     match = _NAME.fullmatch(folder.name)
     assert match
     return int(match[1])

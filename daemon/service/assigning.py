@@ -8,7 +8,7 @@ import yaml
 from daemon.core import files
 from daemon.core.attempts import Assignment, CheckpointName, Evaluation, Manifest
 from daemon.core.config import Settings, override
-from daemon.core.errors import BadConfig, DaemonError
+from daemon.core.errors import BadConfig
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import IntakeReport
 from daemon.data import holdout, tokens
@@ -87,17 +87,12 @@ def _report(found: Found) -> IntakeReport | None:
 
 
 def find_parent(workspace: Workspace, settings: Settings) -> Parent:
-    """The verified accepted model. Raises DaemonError where it is damaged or of another method."""
+    """The accepted model, which `going_back` has looked after. Raises BadConfig where it is of another method."""
     folder = checkpoints.latest(workspace)
     if folder is None:
         return Parent(None, None)
-    if wrong := checkpoints.damage(folder):
-        raise DaemonError(
-            f"The accepted model {folder.name} is damaged: {wrong}.",
-            "bring the file back from a copy, or point current_model/latest to an earlier checkpoint",
-        )
     manifest = checkpoints.read(folder)
-    assert manifest, "verified above"
+    assert manifest, "verified before"
     if manifest.method != settings.training_method:
         raise BadConfig(
             f"config.json says training_method {settings.training_method}; the accepted model is {manifest.method}.",

@@ -42,6 +42,7 @@ def run(workspace: Workspace, once: bool = False) -> int:
         lock = hold_workspace(workspace)
         for folder in workspace.folders():
             files.make_folder(folder)
+        trust_the_disk(workspace)
     except DaemonError as error:
         print(f"error: {error.message}\n  remedy: {error.remedy}", file=sys.stderr)
         return int(error.exit)
@@ -65,6 +66,20 @@ def hold_workspace(workspace: Workspace) -> locks.Lock:
         raise Locked(
             f"Another daemon (process {holder.get('pid', 'unknown')}) runs on {workspace.root}.",
             "use it, or end it first with: training_controller stop --now",
+        ) from None
+
+
+def trust_the_disk(workspace: Workspace) -> None:
+    """Before anything that lies there is acted on: a killed daemon may have renamed what it had no time to sync.
+
+    A loss of power could still undo that rename, and not what is done because of it.
+    """
+    try:
+        files.sync_filesystem(workspace.root)
+    except OSError as error:
+        raise DaemonError(
+            f"The disk of {workspace.root} does not take what was written to it: {error.strerror}.",
+            "see the kernel's log about the disk, then start the daemon again",
         ) from None
 
 

@@ -118,6 +118,7 @@ class Publishing:
             "attempt": newest.number if newest else None,
             "rows": report.rows if report else None,
             "bad_rows": report.bad_rows if report else None,
+            "too_long_rows": report.too_long_rows if report else None,
             "label": found.job.label,
         }
 

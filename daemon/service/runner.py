@@ -32,6 +32,7 @@ def server_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # where pyarrow is there, it starts a thread at import
     }
     # OpenBLAS starts its threads at import; a process that forks must have none.
     return {**defaults, **os.environ, "OPENBLAS_NUM_THREADS": "1"}

@@ -9,11 +9,11 @@ import yaml
 from daemon.core import files
 from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
 from daemon.core.paths import Attempt
-from daemon.core.records import LedgerLine, State, Verdict, now
+from daemon.core.records import IntakeReport, LedgerLine, State, Verdict, now
 from daemon.jobs import gate, ledger, store
 from daemon.jobs.recovery import Action, Ending, classify, decide
 from daemon.jobs.store import Found
-from daemon.models import checkpoints
+from daemon.models import checkpoints, trash
 from daemon.service import assigning
 from daemon.service.context import Context
 
@@ -122,6 +122,7 @@ def complete(context: Context, found: Found, manifest: Manifest) -> None:
     verdict = Verdict.load(workspace.run(found.id).verdict)
     folder = workspace.checkpoint(manifest.step)
     write_results(context, found, manifest, verdict)
+    files.write(workspace.run(found.id).consumed, (folder / checkpoints.CONSUMED).read_bytes())
     loss = verdict.validation_loss if verdict else None
     key = verdict.holdout_key if verdict else None
     end(context, found, State.COMPLETED, None, None, folder.name, manifest.job_step, loss, key)
@@ -166,12 +167,14 @@ def end(
     holdout_key: str | None = None,
 ) -> None:
     """The ledger first, the move last: after a crash in between all is done again, and no line is written twice."""
-    report = files.read_json(found.report) or {}
+    report = _report(found)
     line = LedgerLine(
         job=found.id,
         file=found.job.file,
-        sha256=report.get("sha256"),
-        rows=report.get("rows", 0),
+        sha256=report.sha256 if report else None,
+        rows=report.rows if report else 0,
+        bad_rows=report.bad_rows if report else None,
+        too_long_rows=report.too_long_rows if report else None,
         steps=steps,
         outcome=state.value,
         reason=reason,
@@ -184,11 +187,20 @@ def end(
     context.clear("attempt")
     if state is State.COMPLETED:
         _keep_digests(found)
+    for folder in (found.folder, context.workspace.run(found.id).root):
+        trash.clear_leftovers(folder)
     files.remove(found.tokens)  # it can be made again from the data, which stays
     store.move(context.workspace, found, state, reason, remedy)
-    context.tracker.event(
-        state.value, f"{found.job.file} is {state.value}" + (f": {reason}" if reason else ""), job=found.id
-    )
+    trained = f" with {report.rows} rows{report.left_out()}" if report and state is State.COMPLETED else ""
+    said = f"{found.job.file} is {state.value}{trained}" + (f": {reason}" if reason else "")
+    context.tracker.event(state.value, said, job=found.id)
+
+
+def _report(found: Found) -> IntakeReport | None:
+    try:
+        return IntakeReport.load(found.report)
+    except ValueError:
+        return None  # damaged: what is known of the job without it is recorded all the same
 
 
 def _keep_digests(found: Found) -> None:
@@ -232,7 +244,7 @@ def remedy_for(attempt: Attempt) -> str | None:
 
 def write_results(context: Context, found: Found, manifest: Manifest, verdict: Verdict | None) -> None:
     """results.yaml: what the training left, for people and for later comparison."""
-    run = context.workspace.run(found.id)
+    run, report = context.workspace.run(found.id), _report(found)
     facts: dict[str, Any] = {
         "experiment": found.id,
         "method": manifest.method,
@@ -241,6 +253,12 @@ def write_results(context: Context, found: Found, manifest: Manifest, verdict: V
         "files": [{"file": t.file, "rows": t.rows, "epochs": t.epochs, "steps": t.steps} for t in manifest.lineage],
         "total_steps": manifest.step,
         "job_steps": manifest.job_step,
+        "rows": {
+            "trained": report.rows if report else None,
+            "bad": report.bad_rows if report else None,
+            "too_long": report.too_long_rows if report else None,
+            "in_holdout": report.holdout_rows if report else None,
+        },
         "training_time_hours": round(training_seconds(run.log) / 3600, 6),
         "metrics": {"holdout": {"loss": verdict.validation_loss if verdict else None}},
         "baselines": {"previous_version": {"loss": verdict.accepted_loss if verdict else None}},

@@ -13,7 +13,7 @@ from daemon.jobs import inbox, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, settling
+from daemon.service import assigning, going_back, settling
 from daemon.service.context import Context
 from daemon.service.taking import Taking, read_report
 
@@ -147,11 +147,14 @@ class Starting:
         settings = assigning.job_settings(workspace, found, settings)
         try:
             assigning.check_model(workspace, settings)
+            went_back = await going_back.look_after_model(context, found.id)
             parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
         except DaemonError as error:
             kind = "config" if isinstance(error, BadConfig) else "model"
             context.hold("preflight", kind, error.message, error.remedy)
             return
+        if went_back and found.state is not State.PROCESSING:
+            return  # what has to be trained again comes first: it is older
         if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
             return
         context.clear("preflight")

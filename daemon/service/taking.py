@@ -61,14 +61,13 @@ class Taking:
     def _take_in(self) -> None:
         context = self._context
         self.unsettled = False
+        inbox.clear_abandoned(context.workspace)
         for found in inbox.finish_taking_in(context.workspace):
             context.tracker.event("taken_in", f"{found.job.file} waits (after an interruption)", job=found.id)
         for item in inbox.dropped(context.workspace):
-            kind = inbox.unusable(item.path)
-            if kind:
-                self._report_once(
-                    str(item.path), f"{inbox.printable(item.path.name)} is {kind}, not a file; it is left where it is"
-                )
+            unusable = inbox.unusable(item.path)
+            if unusable:
+                self._report_once(str(item.path), f"{store.printable(item.path.name)} is {unusable}; it is left there")
             elif self._settling.settled(item.path, context.settings.settle_seconds):
                 self._make_job(item)
             else:
@@ -161,7 +160,7 @@ class Taking:
             fail(self._context, found, report.reason or "not usable", report.remedy)
         elif not self.park_if_trained(found, report):
             self._checked.add(found.id)
-            what = f"{report.rows} rows, {report.tokens} tokens{_left_out(report)}; {report.estimated_steps} updates"
+            what = f"{report.rows} rows, {report.tokens} tokens{report.left_out()}; {report.estimated_steps} updates"
             self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)
 
     def park_if_trained(self, found: Found, report: IntakeReport | None) -> bool:
@@ -185,12 +184,6 @@ class Taking:
         if crashes >= MAX_CRASHES:
             here = store.find(self._context.workspace, found.id)
             fail(self._context, here, f"reading the file crashed {crashes} times ({how})", "see logs/intake.log")
-
-
-def _left_out(report: IntakeReport) -> str:
-    parts = ((report.bad_rows, "bad"), (report.too_long_rows, "too long"), (report.holdout_rows, "in the holdout"))
-    said = ", ".join(f"{count} {what}" for count, what in parts if count)
-    return f" ({said}; see rejected.jsonl)" if said else ""
 
 
 def read_report(found: Found) -> IntakeReport | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from daemon.core import files
 from daemon.core.attempts import Control
-from daemon.core.errors import DaemonError, Exit
+from daemon.core.errors import DaemonError, Exit, Refused
 from daemon.core.records import WAITING_STATES, Answer, State, Wish, now
 from daemon.jobs import store
 from daemon.jobs.store import Found
@@ -146,6 +146,9 @@ async def retry(context: Context, wish: Wish) -> Answer | None:
 
 
 def _put_back(context: Context, found: Found, again: bool) -> None:
+    if found.state is State.COMPLETED:
+        remedy = f"to train it once more on purpose: training_queue add {found.job.file} --again"
+        raise Refused(f"{found.id} is completed: the model contains it.", remedy)
     if again:
         found = store.Found(found.state, found.folder, found.job.model_copy(update={"again": True}))
     # A file that could not be used is read anew: what was wrong may have been mended, in it or around it.

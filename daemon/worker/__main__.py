@@ -13,7 +13,11 @@ from daemon.core.attempts import ExitInfo
 from daemon.core.errors import WorkerExit
 from daemon.core.paths import Attempt
 from daemon.core.records import now
-from daemon.worker import attempt
+
+# transformers imports `datasets` wherever it is installed: four more seconds until the first step, and a thread of
+# pyarrow's that a fork cannot take along. Nothing here uses it.
+sys.modules.setdefault("datasets", None)  # type: ignore[arg-type]
+from daemon.worker import attempt  # noqa: E402
 
 READY = "ready"
 

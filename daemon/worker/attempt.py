@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers.utils import logging
 
 from daemon.core import locks
 from daemon.core.attempts import Assignment, Outcome
@@ -37,6 +38,7 @@ def run(folder: Path) -> int:
     lock.describe(_identity(attempt))
     if workspace.run(assignment.job).newest_attempt() != attempt:
         return WorkerExit.BUSY  # a newer attempt was made while this one waited
+    logging.disable_progress_bar()  # worker.log is for people to read afterwards
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     outcome = _outcome(attempt, assignment)

@@ -15,7 +15,7 @@ from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Run
 from daemon.core.records import now
 from daemon.worker.evaluate import THINK_TAG, WATCH_ROWS, Holdout, readable, seed_everything, set_rng_states, split
-from daemon.worker.saving import Saver
+from daemon.worker.saving import Saved, Saver
 from daemon.worker.trainer import JobTrainer
 
 
@@ -130,19 +130,26 @@ class Step(TrainerCallback):
             self.evaluate(step, WATCH_ROWS)
         order = None if last else self._orders.pending()
         dropped = order is not None and order.action == "drop"
+        if step == self.trainer.first_step + 1:
+            self._saver.prepare(self.trainer)
+        self._note(self._saver.settle(wait=False))
         if not dropped and (last or order or self._saver.due(step)):
-            self.save(step, final=last)
+            self.save(final=last, wait=last or order is not None)
         if order:
             self.interrupted = order
             control.should_training_stop = True
 
     # ---- deeds ----
 
-    def save(self, step: int, *, final: bool) -> None:
+    def save(self, *, final: bool, wait: bool) -> None:
         losses = [float(x) for x in self._losses]
-        started = time.monotonic()
-        folder = self._saver.save(self.trainer, losses, final=final)
-        self._event(step, "saved", checkpoint=folder.name, final=final, seconds=round(time.monotonic() - started, 3))
+        self._note(self._saver.save(self.trainer, losses, final=final, wait=wait))
+
+    def _note(self, ended: list[Saved]) -> None:
+        for saved in ended:
+            facts = {"final": saved.final, "aside": saved.aside, "waits_because": self._saver.waits_because}
+            times = {"seconds": round(saved.seconds, 3), "stall_seconds": round(saved.stall_seconds, 3)}
+            self._event(saved.step, "saved", checkpoint=saved.folder.name, **facts, **times)
 
     def evaluate(self, step: int, rows: int) -> float:
         """Measure, write it down, show what the model answers; the loss a trained token on so many holdout rows."""
@@ -184,6 +191,7 @@ class Step(TrainerCallback):
     # ---- numbers ----
 
     def _count(self) -> None:
+        self.trainer.note_consumed()
         self._losses.append(self.trainer.update_loss.detach())
         self._tokens += self.trainer.update_tokens
         self._steps += 1

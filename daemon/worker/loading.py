@@ -30,6 +30,7 @@ class Start:
     rng: dict[str, Any] | None  # None at a job's beginning: seeded from the job
     losses: list[float]  # of the updates since the last line of the log
     layout: Layout | None  # of the batches; None = still to be found out
+    consumed: bytes  # the rows trained so far in this job, as consumed.bin has them
 
 
 def prepare_torch(settings: Settings) -> Exactness:
@@ -57,11 +58,14 @@ def find_start(assignment: Assignment, workspace: Workspace) -> Start:
                 f"bring back the settings of runs/{assignment.job}/config.yaml, or skip and retry the job",
             )
         progress = read_progress(folder)
-        return Start(folder, manifest.job_step, _optimizer(folder), _load(folder / saving.RNG), **progress)
+        consumed = (folder / checkpoints.CONSUMED).read_bytes()
+        return Start(
+            folder, manifest.job_step, _optimizer(folder), _load(folder / saving.RNG), **progress, consumed=consumed
+        )
     if assignment.parent:
         folder = workspace.current_model / assignment.parent.checkpoint
-        return Start(folder, 0, _optimizer(folder), None, [], None)
-    return Start(None, 0, None, None, [], None)
+        return Start(folder, 0, _optimizer(folder), None, [], None, b"")
+    return Start(None, 0, None, None, [], None, b"")
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def load_model(base: Path, weights: Path | None, settings: Settings, adapter_see
     """The model in float32 master weights, as a full model or as the base under an adapter that is trained."""
     lora = settings.training_method == "lora"
     source = base if lora or weights is None else weights
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model = _load_model(source)
     model.config.use_cache = False
     if not lora:
         return model
@@ -89,6 +93,19 @@ def load_model(base: Path, weights: Path | None, settings: Settings, adapter_see
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def _load_model(source: Path) -> PreTrainedModel:
+    """Raises BadConfig where its config.json selects an implementation of attention that cannot learn here."""
+    remedy = "take attn_implementation out of the model's config.json, and bring the model again with init"
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except ImportError as error:
+        raise BadConfig(f"The model cannot be loaded here: {error}", f"install what it needs, or {remedy}") from error
+    if model.config._attn_implementation == "flex_attention" and not torch.cuda.is_available():
+        # torch has its forward there only, so that trying it without gradients says nothing.
+        raise BadConfig("The model selects flex_attention, which cannot learn on a CPU.", remedy)
+    return model
 
 
 def _optimizer(folder: Path) -> dict[str, Any] | None:

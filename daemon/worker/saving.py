@@ -1,8 +1,9 @@
-"""Checkpoints of the worker: written beside, hashed, synced, renamed; the manifest comes last."""
+"""Checkpoints of the worker: copied, written aside, hashed, synced, renamed; the manifest comes last."""
 
 import platform
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import checkpoints
 from daemon.worker.evaluate import rng_states
+from daemon.worker.snapshot import Copies, State, lacking_memory
 from daemon.worker.trainer import JobTrainer
 
 OPTIMIZER = "optimizer.pt"
@@ -50,61 +52,143 @@ def plan_digest(assignment: Assignment) -> str:
     )
 
 
-@dataclass
-class Saver:
-    """Saves one job's checkpoints, and knows when one is due."""
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is there."""
 
-    workspace: Workspace
-    assignment: Assignment
-    settings: Settings
-    heartbeat: Heartbeat
-    exactness: Exactness = "statistical"
-    saved: Path | None = None  # the newest checkpoint of this attempt
-    _saved_at: float = field(default_factory=time.monotonic)
-    _saved_step: int = 0
+    folder: Path
+    step: int  # of the job
+    final: bool
+    stall_seconds: float  # that training waited
+    seconds: float  # until it was under its name
+    aside: bool  # written while training went on
+    bytes: int
+
+
+class Saver:
+    """Saves one job's checkpoints, and knows when one is due.
+
+    Those in the middle of a training are copied in memory and written by a thread while training goes on, one at a
+    time; without memory for the copy, and at the end, training waits. A save that fails is raised where it is settled.
+    """
+
+    def __init__(self, workspace: Workspace, assignment: Assignment, settings: Settings, heartbeat: Heartbeat) -> None:
+        self.workspace, self.assignment, self.settings, self.heartbeat = workspace, assignment, settings, heartbeat
+        self.exactness: Exactness = "statistical"
+        self.saved: Path | None = None  # the newest checkpoint of this attempt
+        self.waits_because: str | None = None  # why training waits for every save, in words
+        self._copies = Copies()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._reserved: Future[None] | None = None
+        self._running: Future[Saved] | None = None
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
 
     def start_at(self, step: int) -> None:
         """Count the steps to the next save from here."""
         self._saved_step = step
 
     def due(self, job_step: int) -> bool:
-        """Whether save_steps updates and save_min_seconds have passed since the last save."""
+        """Whether save_steps updates and save_min_seconds have passed since the last save, and it is written."""
         steps = job_step - self._saved_step
-        return steps >= self.settings.save_steps and (
-            time.monotonic() - self._saved_at >= self.settings.save_min_seconds
+        return (
+            steps >= self.settings.save_steps
+            and time.monotonic() - self._saved_at >= self.settings.save_min_seconds
+            and (self._running is None or self._running.done())
         )
 
-    def save(self, trainer: JobTrainer, losses: list[float], *, final: bool) -> Path:
-        """One transaction: all of it under its final name, or nothing."""
+    def prepare(self, trainer: JobTrainer) -> None:
+        """Take the memory for copies while training goes on: a first touch takes ten times as long as the copy."""
+        if trainer.state.max_steps - trainer.state.global_step <= self.settings.save_steps:
+            return  # no save will be due before the last
+        state = self._state(trainer, [], final=False)
+        self.waits_because = lacking_memory(state)
+        if self.waits_because is None:
+            self._reserved = self._thread.submit(self._copies.reserve, state)
+
+    def save(self, trainer: JobTrainer, losses: list[float], *, final: bool, wait: bool) -> list[Saved]:
+        """Begin a save, and with `wait` end it; what is there now, an earlier one included."""
+        ended = self.settle()
         job_step = trainer.state.global_step
-        target = self.workspace.checkpoint(self.assignment.base_step + job_step)
-        if self.saved == target:
-            return target
+        if self.saved == self._target(job_step):
+            return ended
+        began = time.monotonic()
         before = self.heartbeat.phase
         self.heartbeat.beat(Phase.SAVE)
-        assert trainer.optimizer is not None, "there is no step without one"
-        with files.stage(target) as folder:
-            self._write_model(trainer, folder)
-            torch.save(trainer.optimizer.state_dict(), folder / OPTIMIZER)
-            torch.save(rng_states(), folder / RNG)
-            files.write_json(folder / PROGRESS, {"losses": losses, "layout": trainer.updates.layout.value})
-            manifest = self._manifest(trainer, folder, final)
-            manifest.save(folder / checkpoints.MANIFEST)
-        self.heartbeat.beat(before, bytes_saved=sum(seal.bytes for seal in manifest.files.values()))
-        self.saved, self._saved_at, self._saved_step = target, time.monotonic(), job_step
-        checkpoints.prune(self.workspace, self.settings.save_total_limit)
-        return target
+        state = self._state(trainer, losses, final)
+        if not wait and self._reserved is not None:
+            self._reserved.result()
+            state = self._copies.of(state)
+            self._running = self._thread.submit(self._write, trainer, state, began, time.monotonic() - began)
+        else:
+            ended.append(self._note(self._write(trainer, state, began, None)))
+        self.heartbeat.beat(before)
+        self._saved_at, self._saved_step = time.monotonic(), job_step
+        return ended
 
-    def _write_model(self, trainer: JobTrainer, folder: Path) -> None:
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    def settle(self, *, wait: bool = True) -> list[Saved]:
+        """The save that was under way, where it is there now. Raises what made it fail."""
+        running = self._running
+        if running is None or not (wait or running.done()):
+            return []
+        self._running = None
+        return [self._note(running.result())]
+
+    def close(self) -> None:
+        """Let the save that is under way end, whatever comes of it."""
+        self._thread.shutdown(wait=True)
+
+    def _note(self, saved: Saved) -> Saved:
+        self.saved = saved.folder
+        self.heartbeat.beat(bytes_saved=saved.bytes)
+        return saved
+
+    def _target(self, job_step: int) -> Path:
+        return self.workspace.checkpoint(self.assignment.base_step + job_step)
+
+    def _state(self, trainer: JobTrainer, losses: list[float], final: bool) -> State:
+        assert trainer.optimizer is not None, "there is no step without one"
+        weights = self._model(trainer).state_dict()
+        if self.settings.training_method == "lora":
+            trained = {name for name, parameter in self._model(trainer).named_parameters() if parameter.requires_grad}
+            weights = {name: tensor for name, tensor in weights.items() if name in trained}
+        return State(
+            model=weights,
+            optimizer=trainer.optimizer.state_dict(),
+            rng=rng_states(),
+            progress={"losses": losses, "layout": trainer.updates.layout.value},
+            consumed=bytes(trainer.consumed),
+            manifest=self._manifest(trainer, final),
+        )
+
+    def _write(self, trainer: JobTrainer, state: State, began: float, stall: float | None) -> Saved:
+        """One transaction: all of it under its final name, or nothing."""
+        target = self._target(state.manifest.job_step)
+        with files.stage(target) as folder:
+            self._write_model(trainer, state, folder)
+            torch.save(state.optimizer, folder / OPTIMIZER)
+            torch.save(state.rng, folder / RNG)
+            files.write_json(folder / PROGRESS, state.progress)
+            files.write(folder / checkpoints.CONSUMED, state.consumed)
+            manifest = state.manifest.model_copy(update={"files": checkpoints.seal_files(folder)})
+            manifest.save(folder / checkpoints.MANIFEST)
+        checkpoints.prune(self.workspace, self.settings.save_total_limit)
+        seconds, aside = time.monotonic() - began, stall is not None
+        size = sum(seal.bytes for seal in manifest.files.values())
+        return Saved(target, manifest.job_step, manifest.final, stall or seconds, seconds, aside, size)
+
+    def _model(self, trainer: JobTrainer) -> Any:
+        return trainer.accelerator.unwrap_model(trainer.model)
+
+    def _write_model(self, trainer: JobTrainer, state: State, folder: Path) -> None:
         more = {"save_embedding_layers": False} if self.settings.training_method == "lora" else {}
-        model.save_pretrained(folder, **more)
+        self._model(trainer).save_pretrained(folder, state_dict=state.model, **more)
         base = self.workspace.root / self.assignment.base_model
         for name in TOKENIZER_FILES:
             if (base / name).is_file() and not (folder / name).exists():
                 files.copy(base / name, folder / name)
 
-    def _manifest(self, trainer: JobTrainer, folder: Path, final: bool) -> Manifest:
+    def _manifest(self, trainer: JobTrainer, final: bool) -> Manifest:
         given = self.assignment
         job_step = trainer.state.global_step
         stream = trainer.updates.stream
@@ -123,7 +207,7 @@ class Saver:
             base_step=given.base_step,
             job_step=job_step,
             job_total_steps=stream.total_steps,
-            rows_consumed=min(job_step * stream.update_rows, stream.total_rows),
+            rows_consumed=len(trainer.consumed) // checkpoints.CONSUMED_BYTES,
             final=final,
             parent=given.parent,
             lineage=[*given.parent_lineage, here],
@@ -134,5 +218,5 @@ class Saver:
             threads=torch.get_num_threads(),
             exactness=self.exactness,
             created_at=now(),
-            files=checkpoints.seal_files(folder),
+            files={},
         )

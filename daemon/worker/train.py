@@ -38,8 +38,11 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
         return _ended_early(order, assignment)
     training = Training(assignment, attempt, heartbeat, orders)
     training.saver.exactness = exactness
-    training.run()
-    return training.finish()
+    try:
+        training.run()
+        return training.finish()
+    finally:
+        training.saver.close()
 
 
 class Training:
@@ -139,6 +142,7 @@ class Training:
             settings=self._settings,
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
+            consumed=self._start.consumed,
             heartbeat=self._heartbeat,
         )
         trainer.remove_callback(PrinterCallback)

@@ -31,6 +31,7 @@ class JobTrainer(Trainer):
         settings: Settings,
         first_step: int,
         optimizer_state: dict[str, Any] | None,
+        consumed: bytes,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -45,6 +46,7 @@ class JobTrainer(Trainer):
         self.update_tokens = 0
         self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
         self.grad_norm: torch.Tensor | float = 0.0
+        self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
 
     # ---- what is trained, in which order ----
@@ -84,6 +86,10 @@ class JobTrainer(Trainer):
                 self.example = (row, losses[0, : length - 1].detach().sum() / trained)
             self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
         return self.update_loss
+
+    def note_consumed(self) -> None:
+        """The optimizer has made its step: the weights contain the update's rows."""
+        self.consumed += self.updates.rows.lines[self.update_rows].astype("<u4").tobytes()
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]

@@ -191,18 +191,24 @@ class Bench:
 
     def wait_for_step(self, step: int, seconds: float = 60) -> str:
         """Wait until the running job's heartbeat has come so far; the job's id."""
-        from daemon.core import heartbeat
 
         def reached() -> str | None:
-            for job in self.jobs("processing"):
-                attempts = self.root / "runs" / job / "attempts"
-                pages = sorted(attempts.glob("*/heartbeat"), key=lambda p: int(p.parent.name))
-                beat = heartbeat.read(pages[-1]) if pages else None
-                if beat and beat.job_step >= step:
-                    return job
-            return None
+            job, now = self.running()
+            return job if job and now >= step else None
 
         return str(self.wait(reached, seconds, f"step {step} of a job"))
+
+    def running(self) -> tuple[str | None, int]:
+        """The job whose heartbeat beats, and its step; None and 0 where there is none."""
+        from daemon.core import heartbeat
+
+        for job in self.jobs("processing"):
+            attempts = self.root / "runs" / job / "attempts"
+            pages = sorted(attempts.glob("*/heartbeat"), key=lambda p: int(p.parent.name))
+            beat = heartbeat.read(pages[-1]) if pages else None
+            if beat:
+                return job, beat.job_step
+        return None, 0
 
     def latest(self) -> Path:
         return (self.root / "current_model/latest").resolve()

@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
+from transformers import AutoTokenizer
 
 from tests.acceptance.bench import COMMANDS, Bench, as_bytes, chat, lines, rows
 
@@ -24,6 +26,14 @@ def put(bench: Bench, name: str, content: Any) -> Path:
     path = bench.root.parent / name
     path.write_bytes(as_bytes(content))
     return path
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
 
 
 def show(bench: Bench, job: str) -> dict[str, Any]:
@@ -105,6 +115,24 @@ def test_preview_shows_the_first_rows_as_the_model_sees_them(make_bench: Callabl
     assert (first["line"], "Me" in trained, "Who" in trained) == (1, True, False)
 
 
+def test_preview_shows_the_text_of_transformers_and_marks_what_is_trained(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    talks = [
+        [user("a?"), {**assistant("no."), "train": False}, user("b?"), assistant("<yes> \n")],
+        [{"role": "system", "content": "s"}, user("c?"), assistant("d"), user("e?"), assistant("f")],
+    ]
+    path = put(bench, "new.jsonl", [{"messages": talk} for talk in talks])
+    found = json.loads(bench.command("training_queue", "preview", str(path), "--json").stdout)
+    tokenizer = AutoTokenizer.from_pretrained(bench.root / "models/base/tiny")
+    for row, talk in zip(found, talks, strict=True):
+        asked = [{key: turn[key] for key in ("role", "content")} for turn in talk]
+        assert "".join(piece["text"] for piece in row["pieces"]) == tokenizer.apply_chat_template(asked, tokenize=False)
+    assert [[p["text"] for p in row["pieces"] if p["trained"]] for row in found] == [
+        ["<yes> \n<|im_end|>"],
+        ["d<|im_end|>", "f<|im_end|>"],
+    ]
+
+
 def test_preview_colours_what_is_trained_on_a_terminal(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
     path = put(bench, "new.jsonl", rows(1))
@@ -147,27 +175,59 @@ def test_rows_taken_for_the_holdout_are_chosen_once_and_for_all_and_never_traine
 # ---- after it is dropped ----
 
 
+def assert_said(bench: Bench, job: str, good: int, bad: int, too_long: int) -> None:
+    """What the commands say of a job in the queue, for people and for programs."""
+    long_too = f", {too_long} too long" if too_long else ""
+    shown = bench.command("training_queue", "show", job).stdout
+    assert f"{good} good, {bad} refused{long_too}\n" in shown
+    facts = show(bench, job)
+    refused = facts["rejected_rows"]
+    assert len(refused) == bad + too_long
+    assert all(f"line {row['line']}: {row['reason']} ({row['fix']})" in shown for row in refused)
+    header, *listed = bench.command("training_queue", "list", "--all").stdout.splitlines()
+    (line,) = [line for line in listed if job in line]
+    ends = [header.index(name) + len(name) for name in ("rows", "bad", "long")]
+    assert [int(line[:end].split()[-1]) for end in ends] == [good, bad, too_long]
+    (row,) = [
+        row for row in json.loads(bench.command("training_queue", "list", "--all", "--json").stdout) if row["id"] == job
+    ]
+    for told in (row, facts["report"], json.loads((bench.root / facts["folder"] / "report.json").read_text())):
+        assert (told["rows"], told["bad_rows"], told["too_long_rows"]) == (good, bad, too_long)
+
+
+def assert_recorded(bench: Bench, job: str, good: int, bad: int, too_long: int) -> None:
+    """What stays of a completed job: its event, its line in the ledger, its results."""
+    (event,) = [event for event in bench.events("completed") if event["job"] == job]
+    parts = ", ".join(f"{count} {what}" for count, what in ((bad, "bad"), (too_long, "too long")) if count)
+    assert f"completed with {good} rows ({parts}; see rejected.jsonl)" in event["message"]
+    (ended,) = [line for line in lines(bench.root / "runs/ledger.jsonl") if line["job"] == job]
+    assert (ended["rows"], ended["bad_rows"], ended["too_long_rows"]) == (good, bad, too_long)
+    results = yaml.safe_load((bench.root / "runs" / job / "results.yaml").read_text())
+    assert results["rows"] == {"trained": good, "bad": bad, "too_long": too_long, "in_holdout": 0}
+
+
 def test_a_file_at_four_percent_is_trained_without_its_bad_rows_and_says_so_everywhere(
     make_bench: Callable[..., Bench],
 ) -> None:
-    bench = make_bench()
+    bench = make_bench(num_train_epochs=30)
+    path = put(bench, "x.jsonl", as_bytes(rows(96)) + BAD * 4)
+    said = bench.command("training_queue", "validate", str(path))
+    assert (said.returncode, "96 good, 4 bad" in said.stdout) == (1, True)
     bench.start()
     bench.command("training_controller", "pause").check_returncode()
-    bench.drop("x.jsonl", as_bytes(rows(96)) + BAD * 4)
+    bench.command("training_queue", "add", str(path)).check_returncode()
     (job,) = bench.wait_for("normal")
-    bench.wait(lambda: bench.events("checked"), 30, "the file is checked")
-    (row,) = json.loads(bench.command("training_queue", "list", "--json").stdout)
-    assert (row["rows"], row["bad_rows"]) == (96, 4)
-    assert "96 good, 4 refused" in bench.command("training_queue", "show", job).stdout
-    assert "96 rows" in bench.events("checked")[0]["message"]
-    assert "4 bad" in bench.events("checked")[0]["message"]
+    bench.wait(lambda: bench.events("checked"), 60, "the file is checked")
+    assert "(4 bad; see rejected.jsonl)" in bench.events("checked")[0]["message"]
+    assert_said(bench, job, 96, bad=4, too_long=0)
     bench.command("training_controller", "resume").check_returncode()
     seen = bench.wait(lambda: bench.status().get("job"), 60, "the status shows the job")
-    assert (seen["rows"], seen["bad_rows"]) == (96, 4)
-    bench.wait_for("completed")
+    assert (seen["rows"], seen["bad_rows"], seen["too_long_rows"]) == (96, 4, 0)
+    assert "96 good, 4 refused" in bench.command("training_controller", "status").stdout
+    bench.wait_for("completed", seconds=240)
     assert [row["line"] for row in lines(bench.root / "queue/completed" / job / "rejected.jsonl")] == [97, 98, 99, 100]
-    (ended,) = lines(bench.root / "runs/ledger.jsonl")
-    assert (ended["rows"], ended["outcome"]) == (96, "completed")
+    assert_said(bench, job, 96, bad=4, too_long=0)
+    assert_recorded(bench, job, 96, bad=4, too_long=0)
     assert (bench.root / "queue/completed" / job / "digests.bin").stat().st_size == 96 * 16
     known = json.loads(
         bench.command("training_queue", "validate", str(put(bench, "y.jsonl", rows(100))), "--json").stdout
@@ -202,7 +262,13 @@ def test_ten_percent_of_too_long_rows_are_left_out_and_listed_and_thirty_park_th
     assert show(bench, some)["report"]["warnings"] == [
         "2 of 20 (10 %) rows are longer than max_length 512 and left out"
     ]
-    bench.drop("many.jsonl", rows(14, start=50) + LONG[:6])
+    assert_said(bench, some, 18, bad=0, too_long=2)
+    assert_recorded(bench, some, 18, bad=0, too_long=2)
+    assert (
+        "2 too long"
+        in bench.command("training_queue", "add", str(put(bench, "alike.jsonl", rows(18, 70) + LONG[:2]))).stdout
+    )
+    bench.drop("many.jsonl", rows(14, start=150) + LONG[:6])
     (many,) = bench.wait_for("failed")
     facts = show(bench, many)
     fits = facts["report"]["longest_row"]
@@ -210,7 +276,7 @@ def test_ten_percent_of_too_long_rows_are_left_out_and_listed_and_thirty_park_th
     assert f"set max_length to {fits} " in facts["remedy"]
     bench.configure(max_length=fits)
     bench.command("training_queue", "retry", many).check_returncode()
-    bench.wait_for("completed", 2)
+    bench.wait_for("completed", 3)
 
 
 def test_every_kind_of_file_is_trained(make_bench: Callable[..., Bench]) -> None:

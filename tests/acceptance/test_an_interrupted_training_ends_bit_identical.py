@@ -1,6 +1,7 @@
 """Paused, killed, adopted: weights and optimizer end bit-identical to those of a training that was never disturbed."""
 
 import hashlib
+import json
 import os
 import signal
 import time
@@ -52,6 +53,8 @@ def train(bench: Bench, disturb: Callable[[Bench, int], None]) -> str:
         disturb(bench, moment)
     bench.wait_for("completed", 2)
     assert bench.manifest()["step"] == 8 + UPDATES
+    audit = json.loads(bench.command("training_queue", "audit", "second.jsonl", "--json").stdout)
+    assert audit["rows_by_times"] == {str(SETTINGS["num_train_epochs"]): len(SECOND)}
     return seal(bench.latest())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.acceptance.bench import Bench, lines, rows
+from tests.acceptance.bench import Bench, as_bytes, lines, rows
 
 WITNESS = Path(__file__).with_name("witness")
 ROOT = Path(__file__).parents[2]  # the code under test, whichever checkout this is
@@ -44,8 +44,21 @@ def test_three_files_in_a_row(
     assert bench.manifest()["step"] == sum(updates)
     assert [t["steps"] for t in bench.manifest()["lineage"]] == updates
     assert_each_row_once_an_epoch([h for x in seen if "fed" in x for h in x["fed"]], files, model)
+    assert_the_audit_says_so(bench, tmp_path, files)
     rates = [x["rate"] for x in seen if "rate" in x]
     assert rates == pytest.approx([RATE * min(1, step / WARMUP) for step in range(sum(updates))], rel=1e-6)
+
+
+def assert_the_audit_says_so(bench: Bench, folder: Path, files: list[list[dict[str, Any]]]) -> None:
+    """Of a copy that lies elsewhere, from what the worker noted; each row, from the first to the last."""
+    for place, content in enumerate(files):
+        copy = folder / f"a copy {place}.jsonl"
+        copy.write_bytes(as_bytes(content))
+        done = bench.command("training_queue", "audit", str(copy), "--json")
+        told = json.loads(done.stdout)
+        assert told["rows_by_times"] == {str(EPOCHS): len(content)}
+        assert [(s["first"], s["last"], s["times"]) for s in told["spans"]] == [(1, len(content), EPOCHS)]
+        assert [job["in_model"] for job in told["jobs"]] == [True]
 
 
 def assert_each_row_once_an_epoch(fed: list[str], files: list[list[dict[str, Any]]], model: Path) -> None:

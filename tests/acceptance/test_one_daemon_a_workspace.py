@@ -3,8 +3,10 @@
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +23,18 @@ def listing(bench: Bench) -> dict[str, tuple[object, ...]]:
     return found
 
 
+def stands_still(pid: int) -> bool:
+    states = [task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
     """These processes hold what they hold, and write nothing meanwhile."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
+    while not all(map(stands_still, pids)):  # a thread in a call to the disk ends that first
+        time.sleep(0.01)
     try:
         yield
     finally:

@@ -109,6 +109,9 @@ def test_how_to_load_the_trained_model(make_bench: object, tmp_path: Path) -> No
     bench.start()
     bench.drop("x.jsonl", rows(8))
     bench.wait_for("completed")
+    typist = Typist(bench.root)
+    for command in table_commands("docs/how-to/models.md"):
+        typist.type(command)
     (code,) = blocks("docs/how-to/models.md", "python")
     subprocess.run(
         [sys.executable, "-c", code], cwd=bench.root.parent, env=ENVIRONMENT, check=True, capture_output=True
@@ -155,6 +158,7 @@ def test_how_to_fill_the_queue_and_control_the_training(make_demo: object, tmp_p
     for command in table_commands("docs/how-to/queue.md"):
         if not command.startswith("training_queue wait"):
             verb = command.split()[1:2]
+            command = command.replace("FILE", "capitals.jsonl")
             typist.type(command.replace("ID", meant.get("".join(verb), "capitals.jsonl")))
     for command in table_commands("docs/how-to/control.md"):
         if not command.startswith("training_controller stop"):

@@ -18,8 +18,11 @@ from daemon.core.records import IntakeReport
 from daemon.data import tokens
 from daemon.data.crew import LARGE_FILE_BYTES, MAX_PROCESSES, processes_for
 from daemon.data.digests import Digests
-from daemon.data.formats import Preference
+from daemon.data.encoding import Draft
+from daemon.data.formats import Preference, normalise
 from daemon.data.lines import BadRow, Unreadable
+from daemon.data.render import Renderer
+from daemon.data.tokens import packed
 from tests.helpers_data import chat, intake_environment, jsonl, make_job, make_workspace, rejected_rows
 
 # As intake is started, but with as many processes as the first argument says.
@@ -168,6 +171,33 @@ def test_a_line_of_two_gigabytes_is_refused_quickly_and_in_flat_memory(tmp_path:
     assert (report.usable, report.bytes) == (False, 2 << 30)
     assert seconds < 5  # of the processor: other programs may run beside this test
     assert int(done.stdout) / 1024 < 80
+
+
+def test_a_row_of_seven_megabytes_is_measured_and_left_out_in_flat_memory(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    text = "All the words of a book. " * 290_000
+    folder = make_job(workspace, jsonl(chat("a", text), *(chat(f"q{n}", "a") for n in range(30))))
+    done = run(1, workspace, folder)
+    (row,) = rejected_rows(folder)
+    part = Renderer(workspace / "models/base/small").encode([Draft(text[: len(text) // 100], [])])[0]
+    exact = 100 * len(part.ids)  # this process, too, keeps its memory flat
+    counted = int(row["reason"].split()[3])
+    assert row["line"] == 1 and 0 <= counted - exact < exact / 1000 + 50, row["reason"]
+    report = IntakeReport.load(folder / "report.json")
+    assert report is not None and report.usable and report.longest_row > counted - 1
+    assert int(done.stdout) / 1024 < 200
+
+
+def test_the_beginning_of_a_long_row_is_that_of_the_whole_row(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", excess_length="truncate", block_truncation_percent=100)
+    text = "".join(f"{n} words, naïve, 日本. " for n in range(12_000))
+    row = chat("a", text)
+    folder = make_job(workspace, jsonl(row))
+    assert run(1, workspace, folder).returncode == 0
+    renderer = Renderer(workspace / "models/base/small")
+    whole = renderer.encode([renderer.draft(normalise(row))])[0]
+    assert (folder / "tokens/ids.bin").read_bytes() == packed(whole.ids[:512])
+    assert (folder / "tokens/mask.bin").read_bytes() == whole.mask[:512]
 
 
 # ---- digests ----

@@ -276,9 +276,15 @@ COLUMNS = [
     "content",
     "value",
     "train",
+    *("instruction", "input", "output", "history", "system", "response", "label", "chosen", "rejected"),
+    *("tool_calls", "function", "name", "arguments", "type", "weight", "reasoning_content"),
 ]
 LEAVES = (
-    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a", "user", "assistant", "gpt", "human"])
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "a", "[]", "{}", "text", "user", "assistant", "tool", "gpt", "human", "function_call"])
 )
 VALUES = st.recursive(
     LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(COLUMNS), v, max_size=4), max_leaves=12

@@ -86,6 +86,14 @@ def test_bad_rows_are_listed_with_line_reason_fix_and_beginning(tmp_path: Path) 
     assert array("Q", (folder / "tokens/lines.bin").read_bytes()).tolist() == [1, 2, 7, 8]
 
 
+@pytest.mark.parametrize(("bad", "limit", "usable"), [(6, 6, True), (4, 3, False), (1, 0, False), (0, 0, True)])
+def test_how_many_rows_may_be_bad_is_a_setting(tmp_path: Path, bad: int, limit: int, usable: bool) -> None:
+    workspace = make_workspace(tmp_path / "w", max_bad_row_percent=limit)
+    report = run_intake(workspace, make_job(workspace, jsonl(*good_rows(100 - bad)) + BAD * bad))
+    assert (report.usable, report.rows, report.bad_rows) == (usable, 100 - bad, bad)
+    assert usable or f"{limit} % may be" in (report.reason or "")
+
+
 @pytest.mark.parametrize(("bad", "usable"), [(5, True), (6, False)])
 def test_a_file_may_have_five_bad_rows_in_a_hundred_but_not_six(tmp_path: Path, bad: int, usable: bool) -> None:
     workspace = make_workspace(tmp_path / "w")
@@ -183,6 +191,32 @@ def test_too_many_too_long_rows_park_the_file_with_the_length_that_fits(tmp_path
     assert f"set max_length to {report.longest_row} " in (report.remedy or "")
     make_again = make_workspace(tmp_path / "again", max_length=report.longest_row)
     assert run_intake(make_again, make_job(make_again, mixed_lengths(7, 3))).rows == 10
+
+
+def test_the_length_that_is_proposed_is_the_smallest_that_is_enough(tmp_path: Path) -> None:
+    """Enough is, what makes no warning: with it one row in 20 is too long at most."""
+    data = jsonl(*good_rows(14), *(chat(f"q{i}", "word " * 100 * (i + 1)) for i in range(6)))
+    first = make_workspace(tmp_path / "first", max_length=100)
+    refused = run_intake(first, make_job(first, data))
+    fits = refused.fitting_max_length
+    assert fits is not None and 100 < fits < refused.longest_row
+    assert f"set max_length to {fits} in config.json ({refused.longest_row} for every row to fit)" in (
+        refused.remedy or ""
+    )
+    reports = []
+    for length in (fits, fits - 1):
+        workspace = make_workspace(tmp_path / str(length), max_length=length)
+        reports.append(run_intake(workspace, make_job(workspace, data)))
+    assert [(report.usable, report.too_long_rows, len(report.warnings)) for report in reports] == [
+        (True, 1, 0),
+        (True, 2, 1),
+    ]
+
+
+def test_how_many_rows_may_be_too_long_is_a_setting(tmp_path: Path) -> None:
+    for percent, usable in ((30, True), (29, False)):
+        workspace = make_workspace(tmp_path / str(percent), max_length=100, block_truncation_percent=percent)
+        assert run_intake(workspace, make_job(workspace, mixed_lengths(7, 3))).usable is usable
 
 
 # ---- holdout ----

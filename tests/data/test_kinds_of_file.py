@@ -31,6 +31,7 @@ from tests.helpers_data import (
     rejected_rows,
     run_intake,
 )
+from tests.helpers_processes import process, said
 
 ROWS = [{"prompt": f"What is {i}?", "completion": f'It is "{i}",\nindeed.'} for i in range(20)]
 SETTINGS = Settings(model_name="m", base_model="b")
@@ -117,12 +118,13 @@ DAMAGED = [
     ("x.json", b'{"a": 1}', "holds no list of rows"),
     ("x.json", b'"text"', "neither a JSON array nor an object"),
     ("x.json", b"[{}] [{}]", "more after the end"),
+    ("x.json", b"[" * ((1 << 20) + 2), "element 1 is nested too deeply"),
     ("x.json", b"[{}]]", "a bracket is closed that was never opened"),
     ("x.csv", b'text,b\n"never closed,1\nx,2\n', "the quotation mark that opens in line 2 is never closed"),
     ("x.csv", b"text,text\na,b\n", "a name twice"),
     ("x.csv", b"text,\na,b\n", "a column without a name"),
     ("x.parquet", as_parquet(ROWS)[:-9], "no Parquet file"),
-    ("x.parquet", b"", "no Parquet file"),
+    ("x.parquet", b"", "the file is empty"),
     ("x.zip", b"PK", ".zip is not a kind of file that can be read"),
 ]
 
@@ -204,9 +206,15 @@ def bomb(megabytes: int) -> bytes:
 
 def test_a_packed_bomb_of_one_line_is_a_bad_row_in_flat_memory(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w", max_row_bytes=2**20)
-    folder = make_job(workspace, bomb(200), "x.jsonl.gz")
+    folder = make_job(workspace, bomb(60), "x.jsonl.gz")
     assert peak_megabytes(workspace, folder) < 70
     assert "longer than 1,048,576 bytes" in rejected_rows(folder)[0]["reason"]
+
+
+def test_a_bomb_is_not_unpacked_to_its_end(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    report = run_intake(workspace, make_job(workspace, bomb(65), "x.jsonl.gz"))
+    assert "unpacks to more than 200 times its size" in (report.reason or "")
 
 
 def test_a_file_that_unpacks_to_more_than_allowed_is_refused(tmp_path: Path) -> None:
@@ -214,6 +222,27 @@ def test_a_file_that_unpacks_to_more_than_allowed_is_refused(tmp_path: Path) -> 
     report = run_intake(workspace, make_job(workspace, bomb(11), "x.jsonl.gz"))
     assert "unpacks to more than 10,485,760 bytes" in (report.reason or "")
     assert "max_unpacked_bytes" in (report.remedy or "")
+
+
+READ = """
+import sys
+from pathlib import Path
+from daemon.data.tables import read_parquet
+rows = sum(1 for _ in read_parquet(Path(sys.argv[1]), 8 << 20))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone
+print(rows, int(peak.split()[1]) >> 10)
+"""
+
+
+def test_a_small_table_of_long_rows_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    text = pyarrow.array(["x" * (6 << 20)])
+    table = pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays([0] * 64, text)})
+    parquet.write_table(table, tmp_path / "x.parquet", compression="zstd")
+    assert (tmp_path / "x.parquet").stat().st_size < 10_000
+    with process(READ, tmp_path / "x.parquet") as child:
+        rows, megabytes = map(int, said(child).split())
+    assert rows == 64
+    assert megabytes < 300  # 768 with all rows decoded at once, twice
 
 
 def test_an_array_of_a_hundred_megabytes_needs_no_more_memory_than_a_small_one(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ ROWS = [([5, 6, 7], b"\0\1\1", 1, b"a" * 16), ([8], b"\1", 4, b"b" * 16), ([2**3
 
 def make_cache(folder: Path) -> TokensMeta:
     with files.stage(folder) as staged, TokensWriter(staged) as writer:
-        for row in ROWS:
-            writer.append(*row)
+        for ids, mask, line, digest in ROWS:
+            writer.append(tokens.packed(ids), mask, line, digest)
         return writer.finish("data", "key", 2)
 
 

@@ -4,13 +4,17 @@ import os
 import socket
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from daemon import wishes
 from daemon.core.paths import Workspace
 from daemon.core.records import Job, State
 from daemon.jobs import inbox, store
-from daemon.jobs.inbox import Dropped, Settling, being_written, dropped, finish_taking_in, printable, take_in
+from daemon.jobs.inbox import Dropped, Settling, being_written, dropped, finish_taking_in, take_in
+from daemon.jobs.store import printable
+from tests.helpers_disk import every_death
 from tests.helpers_jobs import DATA, copies_of_data, make_workspace, states_of
 from tests.helpers_processes import process, said, until
 
@@ -43,7 +47,7 @@ def names(workspace: Workspace) -> list[str]:
 
 
 def long_ago(path: Path) -> None:
-    os.utime(path, (time.time() - 3600,) * 2)
+    os.utime(path, (time.time() - 4000,) * 2)
 
 
 # ---- settled ----
@@ -141,10 +145,45 @@ def test_links_folders_pipes_and_sockets_are_reported_and_left(workspace: Worksp
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(workspace.inbox / "socket"))
         kinds = {item.path.name: inbox.unusable(item.path) for item in dropped(workspace)}
-    assert kinds == {"link": "a link", "folder": "a folder", "pipe": "a pipe", "socket": "a socket"}
-    assert inbox.unusable(Path("/dev/null")) == "a device"
+    assert kinds == {name: f"a {name}, not a file" for name in ("link", "folder", "pipe", "socket")}
+    assert inbox.unusable(Path("/dev/null")) == "a device, not a file"
     assert inbox.unusable(drop(workspace)) is None
     assert inbox.unusable(workspace.inbox / "gone") is None
+
+
+def test_a_file_with_a_name_elsewhere_is_left_until_it_has_only_this_one(workspace: Workspace) -> None:
+    path, outside = drop(workspace), workspace.root / "outside.jsonl"
+    os.link(path, outside)
+    assert "a hard link" in (inbox.unusable(path) or "")
+    outside.unlink()
+    assert inbox.unusable(path) is None
+
+
+def test_a_file_that_add_was_killed_over_is_taken_in(workspace: Workspace) -> None:
+    path = drop(workspace)
+    os.link(path, workspace.inbox / ".data.123.abc.tmp")
+    assert inbox.unusable(path) is None
+
+
+READABLE = """
+import os, sys
+from pathlib import Path
+from daemon.jobs import inbox
+if os.geteuid() == 0:
+    os.seteuid(65534)  # nobody
+print(inbox.unusable(Path(sys.argv[1])))
+"""
+
+
+def test_a_file_that_the_daemon_may_not_read_is_left_and_holds_up_nothing() -> None:
+    with TemporaryDirectory() as outside:  # pytest's own folder is closed to others
+        os.chmod(outside, 0o755)
+        path = Path(outside) / "x.jsonl"
+        path.write_bytes(DATA)
+        for mode, expected in ((0o000, "not readable for the daemon; permit it with chmod"), (0o444, "None")):
+            path.chmod(mode)
+            with process(READABLE, path) as child:
+                assert said(child) == expected
 
 
 def test_asking_about_a_pipe_does_not_wait_for_its_other_end(workspace: Workspace) -> None:
@@ -261,6 +300,17 @@ def test_empty_settings_are_none(workspace: Workspace) -> None:
         ("a: [", "x.yaml"),
         (b"\xff\xfe", "x.yaml"),
         ("!!python/object/apply:os.system ['touch pwned']", "x.yaml"),
+        ("not_before: 2026-13-45", "month must be in 1..12"),
+        ("not_before: !!timestamp soon", "not of the kind"),
+        ("epochs: 0x_", "invalid literal"),
+        ("again: !!bool maybe", "not of the kind"),
+        ("learning_rate: .inf", "learning_rate"),
+        ('label: "\\uD800"', "printable"),
+        ('"\\e[31mred": 1', r"\x1b[31mred"),
+        ("epochs: 1\nepochs: 2\n", "epochs stands twice"),
+        ("a: &a [1]\nlabel: *a\n", "aliases"),
+        ("a: " + "[" * 4000, "nested too deeply"),
+        ("label: " + "x" * 5000, "longer than 4,096 bytes"),
     ],
 )
 def test_settings_that_are_not_understood_fail_the_job_with_the_reason_and_keep_its_data(
@@ -272,6 +322,16 @@ def test_settings_that_are_not_understood_fail_the_job_with_the_reason_and_keep_
     assert words in (found.job.reason or "") and "known keys: priority" in (found.job.remedy or "")
     assert (found.data.read_bytes(), (found.folder / "sidecar.yaml").exists()) == (DATA, True)
     assert os.listdir(workspace.inbox) == []
+
+
+def test_settings_that_are_a_link_are_refused_and_what_they_name_is_not_read(workspace: Workspace) -> None:
+    secret = workspace.root / "secret"
+    secret.write_text("label: not to be read\n")
+    (workspace.inbox / "x.yaml").symlink_to(secret)
+    found = take(workspace)
+    assert (found.state, found.job.label) == (State.FAILED, None)
+    assert "are a link" in (found.job.reason or "")
+    assert secret.read_text() == "label: not to be read\n"
 
 
 def test_settings_of_another_file_are_left_alone(workspace: Workspace) -> None:
@@ -307,3 +367,31 @@ def test_settings_left_behind_are_not_brought_where_a_new_file_stands_beside_the
     finish_taking_in(workspace)
     assert states_of(workspace, found.id) == [State.NORMAL]
     assert sorted(os.listdir(workspace.inbox)) == ["x.jsonl", "x.yaml"]
+
+
+# ---- what a killed `training_queue add` leaves ----
+
+
+def test_half_copies_of_a_killed_add_go_after_a_while_and_nothing_else_does(workspace: Workspace) -> None:
+    for name in (".mine.tmp", ".data.jsonl.tmp", ".data.1.tmp"):
+        long_ago(drop(workspace, name))
+    left = 0
+    for _ in every_death(lambda name: lambda: wishes.drop(workspace, source(workspace, name), {"priority": "high"})):
+        for path in workspace.inbox.glob(".*"):
+            long_ago(path)
+        left += len(list(workspace.inbox.glob(".*"))) - 3
+        inbox.clear_abandoned(workspace)
+        assert sorted(f.name for f in workspace.inbox.glob(".*")) == [".data.1.tmp", ".data.jsonl.tmp", ".mine.tmp"]
+    assert left > 0
+
+
+def test_a_copy_that_is_still_being_made_stays(workspace: Workspace) -> None:
+    copy = drop(workspace, ".data.4711.abcdef.tmp")
+    inbox.clear_abandoned(workspace)
+    assert copy.exists()
+
+
+def source(workspace: Workspace, name: str) -> Path:
+    path = workspace.root / f"{name}.jsonl"
+    path.write_bytes(DATA)
+    return path

@@ -1,5 +1,8 @@
 """What was trained and how it ended: one line a job that ended, however often settling is repeated."""
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from daemon.core import files
 from daemon.core.paths import Workspace
 from daemon.jobs import ledger
+from tests.helpers_disk import disk_with, recorded
 from tests.helpers_jobs import ledger_line, make_workspace
 
 
@@ -82,3 +86,20 @@ def test_the_accepted_loss_is_that_of_the_job_s_last_line_on_the_same_holdout(wo
     assert ledger.accepted_loss(workspace, "mine", "9" * 64) == 1.2
     assert ledger.accepted_loss(workspace, "mine", "another") is None
     assert ledger.accepted_loss(workspace, "mine", None) is None
+
+
+def test_a_line_whose_fsync_has_failed_is_not_taken_for_written(workspace: Workspace) -> None:
+    """After a failed fsync the line can be read, and the next fsync of that file says nothing: only a new file does."""
+
+    def failing(name: str, call: Callable[[], object], _: tuple[Any, ...]) -> object:
+        if name == "fsync":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call()
+
+    with pytest.raises(OSError), disk_with(failing):
+        ledger.record(workspace, ledger_line())
+    doubtful = workspace.ledger.stat().st_ino
+    recorder = recorded(workspace.root, lambda: ledger.record(workspace, ledger_line()))
+    assert len(ledger.lines(workspace)) == 1
+    assert workspace.ledger.stat().st_ino != doubtful
+    assert (recorder.faults, recorder.unsynced) == ([], [])

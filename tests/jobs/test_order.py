@@ -102,11 +102,11 @@ def test_the_list_says_what_is_waited_for_and_who_is_next(workspace: Workspace) 
     [
         ("epochs: 0", "epochs: Input should be greater than 0"),
         ("learning_rate: -1", "learning_rate: Input should be greater than 0"),
-        ("not_before: soon", "not_before: Value error, Invalid isoformat string"),
+        ("not_before: soon", "not_before: Invalid isoformat string"),
         ("column_map: {prompt: q, compeltion: a}", "column_map names the column compeltion, which no format has"),
         ("colum_map: {}", "colum_map: Extra inputs"),
         ("- a list", "valid dictionary"),
-        ("{", "while parsing"),
+        ("{", "line 1: "),
     ],
 )
 def test_a_sidecar_that_cannot_be_understood_fails_its_file_aloud(

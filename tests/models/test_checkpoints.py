@@ -1,17 +1,18 @@
 """Checkpoints as transactions: damage is noticed wherever it is, the newest good one counts, `latest` never goes."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from daemon.core.attempts import CheckpointName
+from daemon.core.attempts import CheckpointName, FileSeal
 from daemon.core.paths import Workspace
 from daemon.models import checkpoints
 from tests.helpers_jobs import make_workspace, put_checkpoint
 
-FILES = ("model.safetensors", "optimizer.pt", "adapter/weights.bin", checkpoints.MANIFEST)
+FILES = ("model.safetensors", "optimizer.pt", "adapter/weights.bin", checkpoints.CONSUMED, checkpoints.MANIFEST)
 
 
 def missing(path: Path) -> None:
@@ -228,3 +229,42 @@ def test_pruning_keeps_the_newest_by_number_and_latest(
 def test_a_digest_of_parts_does_not_depend_on_their_order() -> None:
     first, second = checkpoints.lineage_digest({"a": "1", "b": "2"}), checkpoints.lineage_digest({"b": "2", "a": "1"})
     assert first == second != checkpoints.lineage_digest({"a": "2", "b": "1"})
+
+
+def unreadable(path: Path) -> None:
+    """Reading this file fails with EIO, as on a disk that has lost the bytes."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        path.read_bytes()
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(workspace: Workspace) -> None:
+    folder = put_checkpoint(workspace, 10)
+    unreadable(folder / "optimizer.pt")
+    manifest = checkpoints.read(folder)
+    assert manifest
+    seal = FileSeal(bytes=(folder / "optimizer.pt").stat().st_size, sha256="0" * 64)
+    manifest.model_copy(update={"files": {"optimizer.pt": seal}}).save(folder / checkpoints.MANIFEST)
+    assert checkpoints.damage(folder) == f"a file of it cannot be read: {os.strerror(errno.EIO)}"
+    assert checkpoints.resume_point(workspace, "j", None)[0] is None
+    assert in_trash(workspace) == ["checkpoint-10"]
+
+
+def test_a_manifest_that_the_disk_cannot_read_is_damage(workspace: Workspace) -> None:
+    folder = put_checkpoint(workspace, 10)
+    unreadable(folder / checkpoints.MANIFEST)
+    assert checkpoints.damage(folder) == "its manifest is missing or damaged"
+
+
+def test_a_checkpoint_that_could_not_be_looked_at_is_not_called_damaged(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    folder = put_checkpoint(workspace, 10)
+    monkeypatch.setattr(checkpoints.files, "hash_file", refuse)
+    with pytest.raises(OSError):
+        checkpoints.resume_point(workspace, "j", None)
+    assert folder.is_dir()

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from daemon.core import files
-from daemon.data.tokens import TokensWriter
+from daemon.data.tokens import TokensWriter, packed
 from daemon.worker import embedded
 from daemon.worker.batches import TokenRows
 
@@ -36,6 +36,6 @@ def token_rows(tmp_path_factory: pytest.TempPathFactory) -> TokenRows:
     with files.stage(target) as folder, TokensWriter(folder) as writer:
         for n in range(23):
             ids = [10 + n] * (n + 1) + [5, 6, 7]
-            writer.append(ids, b"\0" * (n + 1) + b"\1\1\1", n + 1, n.to_bytes(16, "big"))
+            writer.append(packed(ids), b"\0" * (n + 1) + b"\1\1\1", n + 1, n.to_bytes(16, "big"))
         writer.finish("0" * 64, "1" * 64, 0)
     return TokenRows(target)

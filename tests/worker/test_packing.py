@@ -2,20 +2,36 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from daemon.core import files
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat
-from daemon.worker.batches import Layout, Stream, TokenRows, Updates, collate, fill, pad
+from daemon.data.tokens import TokensWriter, packed
+from daemon.worker.batches import IGNORED, Layout, Stream, TokenRows, Updates, collate, fill, pad
 from daemon.worker.evaluate import token_loss
 from daemon.worker.packing import choose_layout
 
 SETTINGS = Settings(model_name="m", base_model="b")
-IMPLEMENTATIONS = ("eager", "sdpa")  # what a machine without a GPU may select
+# What can be selected with torch alone; flash attention needs a GPU, and is tried there before the first packed step.
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+
+
+@pytest.fixture
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An implementation of attention that can learn here. torch compiles flex_attention, which takes a minute, and
+    refuses its backward on a CPU; the description that it compiles runs here as it is, backward too.
+    """
+    monkeypatch.setattr("torch.compile", lambda kernel, **_: kernel)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    return str(request.param)
 
 
 def two_layers(implementation: str) -> PreTrainedModel:
@@ -45,28 +61,51 @@ def gradients(
     return total, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def difference(model: PreTrainedModel, rows: TokenRows, break_positions: bool = False) -> float:
-    """The largest difference between the gradients of an update packed and padded, losses included."""
-    stream = Stream(len(rows), 1, 16, 0, "x")
-    results = []
-    for layout in (Layout.PADDED, Layout.PACKED, Layout.FLAT):
-        item = Updates(rows, stream, 4, 0, layout)[0]
-        if break_positions and layout is not Layout.PADDED:
-            for batch in item["micro_batches"]:
-                batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
-        loss, grads = gradients(model, item["micro_batches"], item["trained_tokens"])
-        results.append([torch.tensor(loss), *grads])
-    return max(float((a - b).abs().max()) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+def by_transformers(model: PreTrainedModel, rows: TokenRows, indices: list[int]) -> tuple[float, list[torch.Tensor]]:
+    """The loss and the gradients of an update, each of its rows alone, with the loss that transformers computes."""
+    model.zero_grad()
+    trained = sum(int(rows.row(i)[1].sum()) for i in indices)  # each begins with what is not trained
+    total = 0.0
+    for i in indices:
+        ids, mask = (torch.from_numpy(part.astype(np.int64))[None] for part in rows.row(i))
+        loss = model(input_ids=ids, labels=torch.where(mask == 1, ids, IGNORED)).loss * int(mask.sum()) / trained
+        loss.backward()
+        total += float(loss.detach())
+    return total, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_packed_loss_and_gradients_equal_the_padded_ones(implementation: str, token_rows: TokenRows) -> None:
-    assert difference(two_layers(implementation), token_rows) < 1e-5
+def difference(model: PreTrainedModel, rows: TokenRows, layout: Layout, break_positions: bool = False) -> float:
+    """The largest difference between the gradients of an update laid out and of its rows alone, losses included."""
+    item = Updates(rows, Stream(len(rows), 1, 16, 0, "x"), 4, 0, layout)[0]
+    loss, grads = by_transformers(model, rows, item["rows"])
+    if break_positions:
+        for batch in item["micro_batches"]:
+            batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    our_loss, our_grads = gradients(model, item["micro_batches"], item["trained_tokens"])
+    return max(abs(our_loss - loss), *(float((a - b).abs().max()) for a, b in zip(our_grads, grads, strict=True)))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_without_the_restart_of_positions_they_differ(implementation: str, token_rows: TokenRows) -> None:
-    assert difference(two_layers(implementation), token_rows, break_positions=True) > 1e-3
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)
+# transformers asks for a compiled mask by an old name; torch says that kernels are slow where they are not compiled.
+tolerant = pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without torch.compile")
+
+
+@tolerant
+@every_implementation
+@pytest.mark.parametrize("layout", list(Layout))
+def test_loss_and_gradients_equal_those_of_each_row_alone(
+    implementation: str, layout: Layout, token_rows: TokenRows
+) -> None:
+    assert difference(two_layers(implementation), token_rows, layout) < 1e-5
+
+
+@tolerant
+@every_implementation
+@pytest.mark.parametrize("layout", [Layout.PACKED, Layout.FLAT])
+def test_without_the_restart_of_positions_they_differ(
+    implementation: str, layout: Layout, token_rows: TokenRows
+) -> None:
+    assert difference(two_layers(implementation), token_rows, layout, break_positions=True) > 1e-3
 
 
 def test_the_first_token_of_a_packed_row_is_not_predicted_from_the_row_before(token_rows: TokenRows) -> None:
@@ -74,6 +113,19 @@ def test_the_first_token_of_a_packed_row_is_not_predicted_from_the_row_before(to
     assert batch["input_ids"].tolist() == [[10, 5, 6, 7, 11, 11, 5, 6, 7]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
     assert batch["labels"][0, 4] == -100
+
+
+def test_of_packed_texts_which_are_trained_whole_only_the_first_token_is_no_label(tmp_path: Path) -> None:
+    with files.stage(tmp_path / "tokens") as folder, TokensWriter(folder) as writer:
+        for number, ids in enumerate(([4, 5, 6], [7], [8, 9]), 1):
+            writer.append(packed(ids), b"\1" * len(ids), number, bytes(16))
+        writer.finish("0" * 64, "1" * 64, 0)
+    rows = TokenRows(tmp_path / "tokens")
+    batch = collate(rows, [[0, 1, 2]], pad_id=0)
+    assert batch["labels"].tolist() == [[IGNORED, 5, 6, IGNORED, IGNORED, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert pad(rows, [0, 1, 2], pad_id=0)["labels"].tolist() == [[IGNORED, 5, 6], [IGNORED] * 3, [IGNORED, 9, IGNORED]]
+    assert [rows.trained_tokens(index) for index in range(3)] == [2, 0, 1]
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40))
@@ -109,6 +161,34 @@ def test_a_model_that_ignores_positions_is_padded_and_it_is_said(token_rows: Tok
     leaky = Leaky(two_layers("sdpa").config)
     layout, why = choose_layout(leaky, token_rows, SETTINGS, 0, Heartbeat(tmp_path / "beat"))
     assert layout is Layout.PADDED and "disturb each other" in why
+
+
+def test_a_kernel_of_attention_that_lets_rows_see_each_other_is_found_out(
+    token_rows: TokenRows, tmp_path: Path
+) -> None:
+    """Whichever implementation a model's config.json selects is tried, known or not."""
+
+    def look_at_all_before(module, query, key, value, attention_mask, **named):  # type: ignore[no-untyped-def]
+        return sdpa_attention_forward(module, query, key, value, None, **named)
+
+    ALL_ATTENTION_FUNCTIONS.register("leaky", look_at_all_before)
+    model = two_layers("leaky")
+    layout, why = choose_layout(model, token_rows, SETTINGS, 0, Heartbeat(tmp_path / "beat"))
+    assert layout is Layout.PADDED and "disturb each other" in why
+    assert difference(model, token_rows, Layout.PACKED) > 1e-3, "packed it would have been trained wrongly"
+
+
+def test_a_kernel_of_attention_that_refuses_packed_rows_is_given_padded_ones(
+    token_rows: TokenRows, tmp_path: Path
+) -> None:
+    def refuse_one_sequence(module, query, *arguments, **named):  # type: ignore[no-untyped-def]
+        if len(query) == 1:
+            raise NotImplementedError("no packed rows")
+        return sdpa_attention_forward(module, query, *arguments, **named)
+
+    ALL_ATTENTION_FUNCTIONS.register("refusing", refuse_one_sequence)
+    layout, why = choose_layout(two_layers("refusing"), token_rows, SETTINGS, 0, Heartbeat(tmp_path / "beat"))
+    assert layout is Layout.PADDED and "takes no packed rows (NotImplementedError: no packed rows)" in why
 
 
 def test_a_model_without_positions_is_padded(token_rows: TokenRows, tmp_path: Path) -> None:

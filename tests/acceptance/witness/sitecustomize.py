@@ -30,15 +30,34 @@ def rows_of(named: dict[str, Any]) -> list[list[int]]:
     return [row for row in rows if len(set(row)) > 1]  # the padding is one token over and over
 
 
+running: list[dict[str, Any]] = []  # the batch whose loss is still to come
+
+
 def watch_forward(module: ModuleType) -> None:
-    original = module.Qwen3ForCausalLM.forward
+    watched = getattr(module, WATCHED_MODELS[module.__name__])
+    original = watched.forward
 
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        running.clear()
         if self.training:
+            running.append({name: named[name].tolist() for name in SHOWN if named.get(name) is not None})
             note(fed=[hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in rows_of(named)])
         return original(self, *arguments, **named)
 
-    module.Qwen3ForCausalLM.forward = forward
+    watched.forward = forward
+
+
+def watch_loss(module: ModuleType) -> None:
+    """Which token the loss expects behind which; `labels` has one fewer than the batch: the first is not predicted."""
+    original = module.cross_entropy
+
+    def cross_entropy(predicted: Any, labels: Any, *arguments: Any, **named: Any) -> Any:
+        if running:
+            assert predicted.shape[::2] == labels.shape, "(sequences, vocabulary, tokens - 1)"
+            note(trained=running.pop() | {"labels": labels.tolist()})
+        return original(predicted, labels, *arguments, **named)
+
+    module.cross_entropy = cross_entropy
 
 
 def watch_step(module: ModuleType) -> None:
@@ -51,7 +70,13 @@ def watch_step(module: ModuleType) -> None:
     module.AdamW.step = step
 
 
-WATCHED = {"transformers.models.qwen3.modeling_qwen3": watch_forward, "torch.optim.adamw": watch_step}
+SHOWN = ("input_ids", "attention_mask", "position_ids")
+WATCHED_MODELS = {
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}": f"{name}ForCausalLM"
+    for name in ("Qwen3", "Llama", "Mistral", "Gemma2")
+}
+WATCHED = {"torch.nn.functional": watch_loss, "torch.optim.adamw": watch_step}
+WATCHED |= dict.fromkeys(WATCHED_MODELS, watch_forward)
 
 
 class Finder(importlib.abc.MetaPathFinder):
