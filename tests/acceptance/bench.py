@@ -43,6 +43,15 @@ def chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def make_model(folder: Path, **config: Any) -> Path:
+    """The embedded model in a new folder, with these keys in its config.json."""
+    folder.mkdir()
+    subprocess.run([sys.executable, "-P", "-m", "daemon.worker.embedded", str(folder)], check=True, capture_output=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
 class Bench:
     """One workspace, and at most one daemon that this object has started."""
 
@@ -143,9 +152,8 @@ class Bench:
         self, name: str, *arguments: str, base_dir: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run an installed command on this workspace."""
-        where = ["--base-dir", str(self.root)] if base_dir else []
         return subprocess.run(
-            [str(COMMANDS / name), *arguments, *where],
+            self.words(name, *arguments, base_dir=base_dir),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -153,6 +161,10 @@ class Bench:
             cwd="/",
             check=False,
         )
+
+    def words(self, name: str, *arguments: str, base_dir: bool = True) -> list[str]:
+        """The command line of an installed command on this workspace."""
+        return [str(COMMANDS / name), *arguments, *(["--base-dir", str(self.root)] if base_dir else [])]
 
     # ---- reading ----
 
