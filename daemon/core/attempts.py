@@ -85,6 +85,7 @@ class Assignment(Record):
     file: str
     data_sha256: str
     attempt: int
+    first_attempt: int = 1  # of this beginning at the first row; earlier ones were before a retry
     workspace: str  # absolute path
     settings: dict[str, Any]  # frozen: config.json with the job's sidecar applied
     tokens: str  # folder of the job's token cache, relative to the workspace

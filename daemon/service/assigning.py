@@ -10,7 +10,7 @@ from daemon.core.attempts import Assignment, CheckpointName, Evaluation, Manifes
 from daemon.core.config import Settings, override
 from daemon.core.errors import BadConfig
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import IntakeReport
+from daemon.core.records import IntakeReport, State
 from daemon.data import holdout, tokens
 from daemon.jobs import ledger
 from daemon.jobs.store import Found
@@ -116,6 +116,7 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
         file=found.job.file,
         data_sha256=report.sha256,
         attempt=attempt.number,
+        first_attempt=first_attempt(found, newest) or attempt.number,
         workspace=str(workspace.root),
         settings=settings.model_dump(mode="json"),
         tokens=f"queue/processing/{found.id}/{found.tokens.name}",
@@ -133,6 +134,12 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
     )
     assignment.save(attempt.assignment)
     return attempt
+
+
+def first_attempt(found: Found, newest: Attempt | None) -> int | None:
+    """The attempt with which a job in processing began; None where the one to come is the first, as after a retry."""
+    before = Assignment.load(newest.assignment) if newest and found.state is State.PROCESSING else None
+    return before.first_attempt if before else None
 
 
 def known_loss(workspace: Workspace, job: str, parent: Parent, holdout_key: str | None) -> float | None:

@@ -211,22 +211,23 @@ def _keep_digests(found: Found) -> None:
 
 
 def attempts_without_progress(context: Context, found: Found) -> int:
-    """How many failed attempts began where the newest one began: none of them left a newer checkpoint."""
+    """How many failed attempts began where the newest one began: none of them left a newer checkpoint.
+
+    Those before a retry do not count: something may have been mended since.
+    """
     run = context.workspace.run(found.id)
     newest = run.newest_attempt()
     if newest is None:
         return 0
-    beginnings = [Assignment.load(run.attempt(n).assignment) for n in range(1, newest.number + 1)]
-    made = next(
-        iter(checkpoints.of_job(context.workspace, found.id, beginnings[-1].parent if beginnings[-1] else None)), None
-    )
-    last = beginnings[-1].resume if beginnings[-1] else None
-    if made is not None and str(made.relative_to(context.workspace.root)) != last:
+    last = Assignment.load(newest.assignment)
+    made = next(iter(checkpoints.of_job(context.workspace, found.id, last.parent if last else None)), None)
+    resume = last.resume if last else None
+    if made is not None and str(made.relative_to(context.workspace.root)) != resume:
         return 0
     count = 0
-    for number in range(newest.number, 0, -1):
-        beginning = beginnings[number - 1]
-        if beginning is None or beginning.resume != last:
+    for number in range(newest.number, last.first_attempt - 1 if last else 0, -1):
+        beginning = Assignment.load(run.attempt(number).assignment)
+        if beginning is None or beginning.resume != resume:
             break
         count += _failed(run.attempt(number))
     return count

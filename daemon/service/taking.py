@@ -115,6 +115,7 @@ class Taking:
     def _put_back_by_hand(self, found: Found) -> None:
         """A job that had ended and lies here again was moved by a person: that is a retry, and it is read anew."""
         files.remove(found.report)
+        files.remove(self._context.workspace.run(found.id).config)
         found.job.model_copy(update={"reason": None, "remedy": None}).save(found.folder / store.RECORD)
         self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 

@@ -151,8 +151,9 @@ def _put_back(context: Context, found: Found, again: bool) -> None:
         raise Refused(f"{found.id} is completed: the model contains it.", remedy)
     if again:
         found = store.Found(found.state, found.folder, found.job.model_copy(update={"again": True}))
-    # A file that could not be used is read anew: what was wrong may have been mended, in it or around it.
+    # The file is read anew, under today's settings: what was wrong may have been mended, in it or around it.
     files.remove(found.report)
+    files.remove(context.workspace.run(found.id).config)
     context.read_again(found.id)
     store.move(context.workspace, found, State(found.job.priority))
 
