@@ -61,6 +61,8 @@ class Starting:
         if ended is None:
             return False
         decision = decide(*ended, settling.attempts_without_progress(self._context, found))
+        # Settling has looked a moment ago, and may have found the attempt alive, or waited for word of its death.
+        self._context.announce_ending(attempt, *ended, decision)
         if decision.action is Action.PAUSE:
             return self._mended(attempt, ended[0])
         return decision.action is Action.GO_ON
