@@ -27,7 +27,7 @@ STATUS_KEYS = (
     *("current_step", "total_steps", "job_step", "job_total_steps", "epoch", "progress_percent", "eta_seconds"),
     *("loss", "validation_loss", "val_train_gap", "gap_rating", "accuracy_percent", "think_tag_percent"),
     *("learning_rate", "grad_norm", "tokens_per_second", "steps_per_second", "skipped_updates", "generation_timeouts"),
-    *("current_example", "recent_examples", "queue", "exactness", "accepted_step", "last_checkpoint"),
+    *("current_example", "recent_examples", "queue", "exactness", "inexact", "accepted_step", "last_checkpoint"),
     *("resources", "components", "alerts", "error"),
 )
 # True only while somebody trains and somebody watches.

@@ -51,9 +51,10 @@ class Manifest(Record):
     method: str
     skipped_updates: int = 0
     plan: str  # sha256 of all that decides rows, order and arithmetic; another plan cannot be continued exactly
-    versions: dict[str, str]  # of the libraries
+    versions: dict[str, str]  # of the libraries; and the processors
     threads: int
     exactness: Exactness
+    inexact: str | None = None  # why this job is not bit for bit that of an undisturbed training, in words
     created_at: str
     files: dict[str, FileSeal]
 

@@ -160,6 +160,7 @@ class Publishing:
         manifest = checkpoints.read(accepted) if accepted else None
         return {
             "exactness": run.started["exactness"] if run and run.started else None,
+            "inexact": run.started.get("inexact") if run and run.started else None,
             "accepted_step": manifest.step if manifest else 0,
             "last_checkpoint": self._last_checkpoint(),
         }

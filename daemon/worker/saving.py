@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "numpy", "training-daemon")
+# Of what is loaded: looked up at import, since an upgrade may change what is installed under a living fork server.
+VERSIONS = {**{name: version(name) for name in LIBRARIES}, "python": platform.python_version()}
 
 
 def plan_digest(assignment: Assignment) -> str:
@@ -50,6 +52,18 @@ def plan_digest(assignment: Assignment) -> str:
             "job": assignment.job,
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """All whose change may round otherwise: the libraries, and the processors."""
+    model = next((line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    cpu = f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+    return {**VERSIONS, "processors": ", ".join([cpu, *gpus])}
+
+
+def _cpu_lines() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Saver:
     def __init__(self, workspace: Workspace, assignment: Assignment, settings: Settings, heartbeat: Heartbeat) -> None:
         self.workspace, self.assignment, self.settings, self.heartbeat = workspace, assignment, settings, heartbeat
         self.exactness: Exactness = "statistical"
+        self.inexact: str | None = None  # why it is no more than that, where the job did not go on as it began
         self.saved: Path | None = None  # the newest checkpoint of this attempt
         self.waits_because: str | None = None  # why training waits for every save, in words
         self._copies = Copies()
@@ -214,9 +229,10 @@ class Saver:
             base_model=given.base_model_sha256,
             method=self.settings.training_method,
             plan=plan_digest(given),
-            versions={**{name: version(name) for name in LIBRARIES}, "python": platform.python_version()},
+            versions=versions(),
             threads=torch.get_num_threads(),
             exactness=self.exactness,
+            inexact=self.inexact,
             created_at=now(),
             files={},
         )

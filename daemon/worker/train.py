@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PrinterCallback
 
-from daemon.core.attempts import Assignment, Control, Evaluation
+from daemon.core.attempts import Assignment, Control, Evaluation, Exactness
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
@@ -36,8 +36,7 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
     exactness = prepare_torch(Settings.model_validate(assignment.settings))
     if order := orders.pending():
         return _ended_early(order, assignment)
-    training = Training(assignment, attempt, heartbeat, orders)
-    training.saver.exactness = exactness
+    training = Training(assignment, attempt, heartbeat, orders, exactness)
     try:
         training.run()
         return training.finish()
@@ -48,7 +47,9 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
 class Training:
     """The parts of one job's training, made one after the other, and what is done with them."""
 
-    def __init__(self, assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> None:
+    def __init__(
+        self, assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders, exactness: Exactness
+    ) -> None:
         self._assignment, self._attempt, self._heartbeat = assignment, attempt, heartbeat
         self._workspace = Workspace(Path(assignment.workspace))
         self._settings = settings = Settings.model_validate(assignment.settings)
@@ -66,6 +67,8 @@ class Training:
         self._holdout = self._open_holdout()
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
+        self.saver.inexact = self._start.inexact
+        self.saver.exactness = "statistical" if self._start.inexact else exactness
         total = assignment.base_step + self._stream.total_steps
         self._log = Log(self._workspace.run(assignment.job), attempt.number, assignment.base_step, total)
         self._step = self._make_step(orders)
@@ -158,6 +161,9 @@ class Training:
             )
         self._trainer.updates.layout = layout
         facts = {"exactness": self.saver.exactness, "threads": torch.get_num_threads(), "layout": layout.value}
+        if self._start.inexact:
+            facts |= {"inexact": self._start.inexact}
+            self._log.say(f"── goes on, but not bit for bit: {self._start.inexact}")
         self._log.write("event", self._start.first_step, 0.0, event="started", **facts, layout_reason=why)
         self._log.say(f"── rows are {layout.value}: {why}")
 

@@ -48,6 +48,9 @@ class JobTrainer(Trainer):
         self.grad_norm: torch.Tensor | float = 0.0
         self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
+        self._stretching: list[Any] = [
+            module for module in model.modules() if getattr(module, "rope_type", None) == "dynamic"
+        ]
 
     # ---- what is trained, in which order ----
 
@@ -71,6 +74,7 @@ class JobTrainer(Trainer):
     ) -> torch.Tensor:
         """Forward and backward of one whole update, micro-batch by micro-batch; its mean loss a trained token."""
         model.train()
+        self._forget_lengths()
         self.update_rows, self.update_tokens = inputs["rows"], inputs["tokens"]
         self.update_loss = torch.zeros((), device=self.args.device)
         self.example = None
@@ -86,6 +90,13 @@ class JobTrainer(Trainer):
                 self.example = (row, losses[0, : length - 1].detach().sum() / trained)
             self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
         return self.update_loss
+
+    def _forget_lengths(self) -> None:
+        """Positions that stretch with the longest text seen begin anew: no checkpoint and no evaluation knows of it."""
+        for module in self._stretching:
+            original = module.original_inv_freq.to(module.inv_freq.device)
+            module.register_buffer("inv_freq", original, persistent=False)
+            module.max_seq_len_cached = module.original_max_seq_len
 
     def note_consumed(self) -> None:
         """The optimizer has made its step: the weights contain the update's rows."""
