@@ -179,7 +179,9 @@ def test_a_retry_has_three_attempts_like_a_new_file(bench: Bench) -> None:
 
 def kill_worker(bench: Bench, job: str) -> None:
     """Once it has made an update."""
-    worker = bench.wait(lambda: (w := Worker.see(bench)) and w.step and w.pid == bench.worker_pid() and w, 30, "a worker")
+    worker = bench.wait(
+        lambda: (w := Worker.see(bench)) and w.step and w.pid == bench.worker_pid() and w, 30, "a worker"
+    )
     assert worker.job == job
     os.kill(worker.pid, signal.SIGKILL)
     bench.wait(lambda: ended(bench, worker), 30, "the daemon says that it has ended")
