@@ -80,6 +80,18 @@ def test_every_generator_goes_on_where_it_was(method: str, tmp_path: Path) -> No
     assert len(whole) == 4 and started(resumed.saver.workspace)["exactness"] == "bitwise"
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # from peft
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_dropout_is_active(method: str, tmp_path: Path) -> None:
+    """Without this, equal weights would prove less than they say."""
+    seals = []
+    for dropout in (0.0, 0.1):
+        workspace = make_place(tmp_path / f"{dropout}")
+        change_model(workspace, attention_dropout=dropout if method == "full" else 0.0)
+        seals.append(run(make_attempt(workspace, training_method=method, lora={"dropout": dropout})))
+    assert seals[0] != seals[1]
+
+
 def test_evaluation_and_generation_do_not_move_training_whatever_they_draw(tmp_path: Path) -> None:
     quiet = run(make_training(tmp_path / "quiet"))
     watched = make_attempt(make_place(tmp_path / "watched"), Going(holdout=True), eval_steps=1, eval_examples=2)
@@ -92,10 +104,13 @@ def test_evaluation_and_generation_do_not_move_training_whatever_they_draw(tmp_p
 def stretching(root: Path) -> Workspace:
     """A model whose positions depend on the longest text that it has seen."""
     workspace = make_place(root)
-    path = root / BASE / "config.json"
-    config = json.loads(path.read_text()) | {"max_position_embeddings": SHORT, "rope_parameters": STRETCHING}
-    path.write_text(json.dumps(config))
+    change_model(workspace, max_position_embeddings=SHORT, rope_parameters=STRETCHING)
     return workspace
+
+
+def change_model(workspace: Workspace, **config: Any) -> None:
+    path = workspace.root / BASE / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
 
 
 def test_positions_that_stretch_do_not_remember_other_updates(tmp_path: Path) -> None:
