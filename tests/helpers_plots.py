@@ -268,6 +268,7 @@ def many_wishes(workspace: Workspace) -> None:
     jobs = {state: put_job(workspace, state, f"{state}.jsonl") for state in (State.LOW, State.NORMAL, State.FAILED)}
     for found in jobs.values():
         found.data.write_bytes(found.id.encode())
+    freeze(workspace, jobs[State.FAILED])
     ask(workspace, "set_priority", jobs[State.LOW].id, priority="high")
     ask(workspace, "remove", jobs[State.NORMAL].id)
     ask(workspace, "retry", jobs[State.FAILED].id, again=True)
@@ -277,6 +278,12 @@ def many_wishes(workspace: Workspace) -> None:
         (workspace.wishes / name).write_text(json.dumps({"id": "0", "done": True, "message": "", "at": ""}))
         os.utime(workspace.wishes / name, (time.time() - OLD_SECONDS,) * 2)
     workspace.stop_file.write_text("")
+
+
+def freeze(workspace: Workspace, found: store.Found) -> None:
+    """The job was begun once."""
+    files.make_folder(workspace.run(found.id).root)
+    workspace.run(found.id).config.write_text("learning_rate: 1\n")
 
 
 def answers(workspace: Workspace) -> dict[str, Answer]:
@@ -295,6 +302,7 @@ def answered_is_true(workspace: Workspace) -> None:
         assert "normal.jsonl" not in jobs
     if "waiting again" in said:
         assert jobs["failed.jsonl"].state is State.NORMAL
+        assert not workspace.run(jobs["failed.jsonl"].id).config.exists(), "it begins with today's settings"
     if "paused" in said:
         assert Desired.load(workspace.desired) and open_context(workspace).desired.paused
     data = [f.parent.name for f in workspace.root.rglob("data.jsonl") if f.read_text() == f.parent.name]
@@ -542,6 +550,7 @@ def put_back_by_hand(workspace: Workspace) -> None:
     a_good_job(workspace)
     found = the_only(workspace)
     found.job.model_copy(update={"reason": "because", "remedy": "this"}).save(found.folder / store.RECORD)
+    freeze(workspace, found)
 
 
 def a_damaged_report(workspace: Workspace) -> None:
@@ -556,7 +565,8 @@ async def only_take(context: Context) -> None:
 
 
 def waits_without_a_reason(workspace: Workspace) -> None:
-    assert the_only(workspace).job.reason is None
+    found = the_only(workspace)
+    assert found.job.reason is None and not workspace.run(found.id).config.exists()
 
 
 def report_is_gone(workspace: Workspace) -> None:
