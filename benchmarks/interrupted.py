@@ -11,6 +11,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,8 +38,8 @@ def run(case: Case, model: Path, folder: Path) -> Told:
     folder.mkdir()
     try:
         told = compare(case, model, folder)
-    except AssertionError as error:
-        print(f"{case}\n  {error}\n  kept: {folder}", flush=True)
+    except AssertionError:
+        print(f"{case}\n{traceback.format_exc()}\n  kept: {folder}", flush=True)
         return Told()
     said = "equal" if told.equal else f"NOT EQUAL, kept: {folder}"
     print(f"{case}; {', '.join(told.interrupted)}: {said}, {told.seconds:.0f} s", flush=True)
