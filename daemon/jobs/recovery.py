@@ -23,6 +23,7 @@ class Ending(StrEnum):
     DISK_FULL = "disk_full"
     BUG = "bug"
     KILLED = "killed"
+    VANISHED = "vanished"  # its parent, the fork server, went with it: the machine went down, or all of it was killed
     NOT_STARTED = "not_started"  # the worker never came to life; nothing of the job was tried
 
 
@@ -51,14 +52,16 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending.NOT_STARTED, "the worker never came to life"
     if exit_info is not None and exit_info.signal is not None:
         return Ending.KILLED, f"the worker was ended by signal {exit_info.signal}"
-    return Ending.KILLED, "the worker vanished without a word (killed, or the machine went down)"
+    if exit_info is not None:
+        return Ending.KILLED, f"the worker vanished without a word, with exit code {exit_info.code}"
+    return Ending.VANISHED, "the worker vanished together with its fork server: the machine went down, or all was killed"
 
 
 def decide(ending: Ending, reason: str, without_progress: int) -> Decision:
     """What to do after an attempt; `without_progress` counts the failed attempts since the job last advanced."""
     if ending is Ending.DONE:
         return Decision(Action.GATE, reason)
-    if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED):
+    if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED, Ending.VANISHED):
         return Decision(Action.GO_ON, reason)
     if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL):
         return Decision(Action.PAUSE, reason)

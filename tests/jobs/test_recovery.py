@@ -18,7 +18,7 @@ def ended(code: int | None, signal: int | None = None) -> ExitInfo:
     return ExitInfo(pid=7, code=code, signal=signal, at=AT)
 
 
-SAID = [ending for ending in Ending if ending not in (Ending.KILLED, Ending.NOT_STARTED)]
+SAID = [ending for ending in Ending if ending not in (Ending.KILLED, Ending.VANISHED, Ending.NOT_STARTED)]
 
 
 @pytest.mark.parametrize("ending", SAID)
@@ -31,7 +31,7 @@ def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit
     ("exit_info", "started", "ending", "words"),
     [
         (None, False, Ending.NOT_STARTED, "never came to life"),
-        (None, True, Ending.KILLED, "vanished"),
+        (None, True, Ending.VANISHED, "together with its fork server"),
         (ended(WorkerExit.BUSY), False, Ending.NOT_STARTED, "another worker"),
         (ended(WorkerExit.BUSY), True, Ending.NOT_STARTED, "another worker"),
         (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
@@ -55,6 +55,7 @@ ALWAYS = {
     Ending.PAUSED: Action.GO_ON,
     Ending.STOPPED: Action.GO_ON,
     Ending.NOT_STARTED: Action.GO_ON,
+    Ending.VANISHED: Action.GO_ON,
     Ending.BAD_CONFIG: Action.PAUSE,
     Ending.DISK_FULL: Action.PAUSE,
     Ending.BAD_DATA: Action.FAIL,
