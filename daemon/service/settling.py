@@ -109,6 +109,7 @@ async def carry_out(context: Context, found: Found, verdict: Verdict) -> None:
     )
     if verdict.passed:
         checkpoints.accept(context.workspace, folder)
+        context.tracker.event("accepted", f"current_model/latest is {folder.name}", job=found.id)
         manifest = checkpoints.read(folder)
         assert manifest, "verified before the verdict"
         complete(context, found, manifest)

@@ -158,6 +158,7 @@ class Starting:
         if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
             return
         context.clear("preflight")
+        context.tracker.event("preparing", f"{found.job.file}: an attempt is prepared", job=found.id)
         trash.clear_leftovers(workspace.current_model)  # no worker lives here now
         resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
         for problem in problems:
@@ -169,5 +170,6 @@ class Starting:
         if found.state is not State.PROCESSING:
             found = store.move(workspace, found, State.PROCESSING)
         where = f"from {resume.name}" if resume else f"from its first row, at step {parent.step}"
-        context.tracker.event("attempt_started", f"{found.job.file}: attempt {attempt.number} {where}", job=found.id)
+        words = f"{found.job.file}: attempt {attempt.number} {where}"
+        context.tracker.event("attempt_started", words, job=found.id, attempt=attempt.number)
         await context.runner.hand_over(attempt)

@@ -119,6 +119,7 @@ class Taking:
         self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 
     async def _start(self, found: Found) -> None:
+        self._context.tracker.event("reading", f"{found.job.file} is read and checked", job=found.id)
         process = await self._spawn(str(found.folder))
         task = asyncio.create_task(_output(process))
         task.add_done_callback(lambda _: self._wake())

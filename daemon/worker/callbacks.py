@@ -142,6 +142,7 @@ class Step(TrainerCallback):
     # ---- deeds ----
 
     def save(self, *, final: bool, wait: bool) -> None:
+        self._event(self.trainer.state.global_step, "saving", final=final)
         losses = [float(x) for x in self._losses]
         self._note(self._saver.save(self.trainer, losses, final=final, wait=wait))
 
