@@ -83,6 +83,12 @@ class Bench:
     # ---- running ----
 
     def start(self) -> "Bench":
+        self.launch()
+        self.wait(lambda: self.status().get("pid") == self.daemon_pid, 30, "the daemon says that it runs")
+        return self
+
+    def launch(self) -> None:
+        """Start the daemon's process, and wait for nothing."""
         log = (self.root.parent / f"{self.root.name}.log").open("ab")
         with log:
             self.daemon = subprocess.Popen(
@@ -93,8 +99,6 @@ class Bench:
                 env=self.environment,
                 cwd="/",
             )
-        self.wait(lambda: self.status().get("pid") == self.daemon_pid, 30, "the daemon says that it runs")
-        return self
 
     @property
     def daemon_pid(self) -> int:
