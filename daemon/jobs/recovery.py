@@ -54,7 +54,7 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending.KILLED, f"the worker was ended by signal {exit_info.signal}"
     if exit_info is not None:
         return Ending.KILLED, f"the worker vanished without a word, with exit code {exit_info.code}"
-    return Ending.VANISHED, "the worker vanished together with its fork server: the machine went down, or all was killed"
+    return Ending.VANISHED, "the worker vanished together with its fork server (the machine went down?)"
 
 
 def decide(ending: Ending, reason: str, without_progress: int) -> Decision:
