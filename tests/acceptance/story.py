@@ -27,6 +27,9 @@ MOVING = ("settle", "gate and swap", "claim")  # the daemon is at work on the jo
 WORKING = ("loading", "training", "saving", "ending")  # a worker is
 CUT_OFF = ("intake", "reading", "claim", "gate and swap")  # what a new daemon begins again, with an event of its own
 
+# What no kill may lead to: it would mean that something half done was taken for done.
+ALARMS = ("error", "model_damaged", "checkpoint_damaged", "trained_again", "intake_crashed", "failed", "rejected")
+
 
 @dataclass
 class Tail:
@@ -65,6 +68,7 @@ class Story:
     jobs: dict[str, Job] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # how long a phase lasts, a running mean
     daemon_runs: bool = False
+    alarms: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._events = Tail(self.root / "status/events.jsonl")
@@ -81,6 +85,8 @@ class Story:
         if event["event"] == "daemon_started":
             self.daemon_runs = True
             yield from self._begin_again()
+        if event["event"] in ALARMS:
+            self.alarms.append(event["message"])
         name, phase = event.get("job"), OPENED_BY.get(event["event"])
         if name is None or phase is None:
             return

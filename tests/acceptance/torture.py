@@ -111,6 +111,7 @@ class Torturer:
         self._feed()
         while not self._over():
             opened = self.story.follow()
+            assert not self.story.alarms, self.story.alarms
             for job, phase in opened:
                 if self._strike(job, phase):
                     break
@@ -127,7 +128,7 @@ class Torturer:
             kill(pid)
 
     def _over(self) -> bool:
-        assert len(self.dropped) <= 3 * self.wanted_files + 20, f"some phase is hardly ever hit: {self._counts}"
+        assert len(self.dropped) <= 2 * self.wanted_files + 20, f"some phase is hardly ever hit: {self._counts}"
         return self._enough_kills() and self._completed == len(self.dropped) >= self.wanted_files
 
     def _enough_kills(self) -> bool:
@@ -139,7 +140,6 @@ class Torturer:
     def _feed(self) -> None:
         """Drop the next file where few wait, as long as more are wanted."""
         self._completed = len(self.bench.jobs("completed"))
-        assert not self.bench.jobs("failed"), self.bench.events("failed")[0]["message"]
         enough = len(self.dropped) >= self.wanted_files and self._enough_kills()
         if enough or len(self.dropped) - self._completed >= BACKLOG:
             return
