@@ -98,7 +98,7 @@ def replay(root: Path, model: Path, tortured: Bench, dropped: dict[str, bytes]) 
     """Train the lineage of a model once more, undisturbed, in a workspace of its own; the seal of what comes out."""
     bench = Bench.make(root, model, **SETTINGS)
     try:
-        bench.start()
+        bench.launch()
         for place, trained in enumerate(tortured.manifest()["lineage"]):
             bench.drop(f"{place:04d}_{trained['file']}", dropped[trained["file"]])
         count, done = len(dropped), 0
