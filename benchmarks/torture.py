@@ -5,8 +5,8 @@
 Each workspace gets its share of the files and kills. A tenth of all kills, at least, hits each phase: intake, claim,
 training, saving, gate and swap, settle; which one a kill has hit is told by the daemon's events. At last each file has
 to be in the model once, each row as often as asked, and the lineage, trained anew without a kill, has to come to the
-same bytes. Exit code 1 where anything is wrong. The worker alone is killed twice at most without progress: the third time
-the file would be taken for the cause, rightly.
+same bytes. Exit code 1 where anything is wrong. The worker alone is killed twice at most without progress: at the
+third time the file would be taken for the cause, rightly.
 """
 
 import argparse
