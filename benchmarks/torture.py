@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # the commands run this checkout too
 
-from tests.acceptance.torture import Outcome, closing, table, torture_side_by_side, wrong  # noqa: E402
+from tests.acceptance.toll import Outcome, closing, table, wrong  # noqa: E402
+from tests.acceptance.torture import torture_side_by_side  # noqa: E402
 
 
 def main() -> int:

@@ -48,7 +48,7 @@ def tell(child: subprocess.Popen[str], line: str = "") -> None:
 # ---- of others, by their number ----
 
 
-def kill(pid: int) -> None:
+def send_sigkill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 

@@ -10,7 +10,7 @@ from typing import Any
 from daemon import auditing
 from daemon.core import files
 from daemon.core.paths import Workspace
-from tests.acceptance.bench import Bench, as_bytes, lines, rows
+from tests.acceptance.bench import Bench, lines, rows
 
 ROWS, EPOCHS, ROWS_AN_UPDATE = 8, 2, 2
 # Eight updates a file; saves are so frequent that one is under way half of the time.
@@ -37,9 +37,9 @@ class Findings:
         return self.lost + self.doubled + self.other
 
 
-def content_of(number: int, seed: int) -> bytes:
-    """A small file that no other number has."""
-    return as_bytes(rows(ROWS, start=1000 * number + seed % 1000))
+def rows_of(number: int, seed: int) -> list[dict[str, Any]]:
+    """A small file's rows, which no other number has."""
+    return rows(ROWS, start=1000 * number + seed % 1000)
 
 
 def examine(bench: Bench, dropped: dict[str, bytes]) -> Findings:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.acceptance.bench import Bench
 from tests.acceptance.examination import EPOCHS, ROWS
-from tests.acceptance.torture import PHASES, TARGETS, closing, table, torture_side_by_side, wrong
+from tests.acceptance.toll import PHASES, TARGETS, closing, table, wrong
+from tests.acceptance.torture import torture_side_by_side
 
 KILLS, FILES = 100, 40
 

@@ -7,19 +7,18 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from daemon.core.paths import Workspace
 from daemon.models import checkpoints
-from tests.acceptance.bench import Bench
-from tests.acceptance.examination import PATIENCE_SECONDS, SETTINGS, Findings, content_of, examine, record, replay, seal
+from tests.acceptance.bench import Bench, as_bytes
+from tests.acceptance.examination import PATIENCE_SECONDS, SETTINGS, examine, record, replay, rows_of, seal
 from tests.acceptance.story import WORKING, Story
-from tests.helpers_processes import children_of, command_of, kill, start_time_of, state_of
+from tests.acceptance.toll import PHASES, TARGETS, Kill, Outcome
+from tests.helpers_processes import children_of, command_of, send_sigkill, start_time_of, state_of
 
-PHASES = ("intake", "claim", "training", "saving", "gate and swap", "settle")
-TARGETS = ("daemon", "worker", "fork server", "all")
 # Of all kills, so many are aimed at each phase. A new fork server imports for five seconds: where one is needed after
 # the kill, a little more than the tenth that has to be.
 SHARES = {"intake": 0.105, "claim": 0.105, "gate and swap": 0.105, "settle": 0.105, "training": 0.28, "saving": 0.28}
@@ -28,25 +27,6 @@ BACKLOG = 2  # files that wait or are trained at one time
 LOOK_SECONDS = 0.002
 DOOR_SECONDS = 0.015  # that a file is on its way into the queue, about
 WORKER_KILLS = 2  # of the worker alone without progress; the third costs the file its place in the queue, rightly
-
-
-@dataclass(frozen=True)
-class Kill:
-    phase: str
-    target: str
-
-
-@dataclass
-class Outcome:
-    """What the torture of one workspace has come to."""
-
-    kills: list[Kill]
-    files: int
-    found: Findings
-    seconds: float
-    seal: str
-    replay_seconds: float = 0.0
-    replay_seal: str | None = None  # None where there was no replay, because something was found before
 
 
 def torture_side_by_side(
@@ -125,7 +105,7 @@ class Torturer:
     def end(self) -> None:
         self.bench.end()
         for pid in self._living_servers():
-            kill(pid)
+            send_sigkill(pid)
 
     def _over(self) -> bool:
         assert len(self.dropped) <= 2 * self.wanted_files + 20, f"some phase is hardly ever hit: {self._counts}"
@@ -143,12 +123,14 @@ class Torturer:
         enough = len(self.dropped) >= self.wanted_files and self._enough_kills()
         if enough or len(self.dropped) - self._completed >= BACKLOG:
             return
-        number = len(self.dropped)
-        name, content = f"file{number:04d}.jsonl", content_of(number, self.seed)
-        self.dropped[name] = content
-        self.bench.drop(name, content)
+        self.drop(rows_of(len(self.dropped), self.seed))
         if self.draw.random() < self._chance("intake") / 4:
             self._strike_at_the_door()
+
+    def drop(self, content: list[dict[str, Any]]) -> None:
+        name = f"file{len(self.dropped):04d}.jsonl"
+        self.dropped[name] = as_bytes(content)
+        self.bench.drop(name, content)
 
     # ---- when ----
 
@@ -161,7 +143,7 @@ class Torturer:
             time.sleep(max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
             if any(news[0] == job for news in self.story.follow()):
                 return False  # it is over
-        self._kill(self._choose(phase))
+        self.kill(self._choose(phase))
         return True
 
     def _strike_at_the_door(self) -> None:
@@ -170,7 +152,7 @@ class Torturer:
         while time.monotonic() < until and not self.story.taking_in():
             time.sleep(LOOK_SECONDS / 10)
         time.sleep(self.draw.uniform(0, DOOR_SECONDS))
-        self._kill("daemon")
+        self.kill("daemon")
 
     def _chance(self, phase: str) -> float:
         """Of a kill, now that this phase has been opened: as much as it lags behind the files."""
@@ -208,7 +190,7 @@ class Torturer:
         folder = self.bench.root / "runs" / job / "attempts"
         return sorted(folder.glob("*"), key=lambda path: int(path.name), reverse=True)
 
-    def _kill(self, target: str) -> None:
+    def kill(self, target: str) -> None:
         """One salvo. The fork server goes before its worker: else it would still say how that ended."""
         self._bury()
         worker, servers = self.bench.worker_pid(), self._living_servers()
@@ -223,7 +205,7 @@ class Torturer:
         if len(victims) < (2 if target == "all" else 1):
             return
         for pid in victims:
-            kill(pid)
+            send_sigkill(pid)
         for pid in victims:
             self._wait_for_death(pid)
         daemon = self.bench.daemon_pid in victims
@@ -238,7 +220,7 @@ class Torturer:
     def _perhaps_at_its_start(self) -> None:
         if self.draw.random() < SELDOM:
             time.sleep(self.draw.uniform(0, 0.6))
-            self._kill("daemon")
+            self.kill("daemon")
 
     def _wait_for_death(self, pid: int) -> None:
         if pid == self.bench.daemon_pid:
@@ -266,7 +248,7 @@ class Torturer:
         mine = children_of(self.bench.daemon_pid)
         orphans = [pid for pid in self._living_servers() if pid not in mine and not children_of(pid)]
         for pid in orphans[:-1]:
-            kill(pid)
+            send_sigkill(pid)
 
     # ---- what must hold at every moment ----
 
@@ -280,35 +262,3 @@ class Torturer:
         latest = checkpoints.latest(Workspace(root))
         damage = checkpoints.damage(latest) if latest else None
         assert damage is None, f"{when}: the accepted model is damaged: {damage}"
-
-
-# ---- what is said ----
-
-
-def table(kills: list[Kill]) -> str:
-    """How many kills hit which phase, by what was killed."""
-    counts = Counter((kill.phase, kill.target) for kill in kills)
-    others = sorted({kill.phase for kill in kills} - set(PHASES))
-    said = [f"{'':20}" + "".join(f"{target:>13}" for target in (*TARGETS, "together"))]
-    for phase in (*PHASES, *others):
-        each = [counts[phase, target] for target in TARGETS]
-        said.append(f"{phase:20}" + "".join(f"{count:13}" for count in (*each, sum(each))))
-    return "\n".join(said)
-
-
-def closing(outcomes: list[Outcome]) -> str:
-    """The figures of all workspaces in one line."""
-    kills, files = sum(len(o.kills) for o in outcomes), sum(o.files for o in outcomes)
-    lost, doubled = sum(len(o.found.lost) for o in outcomes), sum(len(o.found.doubled) for o in outcomes)
-    replayed = all(o.replay_seal for o in outcomes)
-    equal = "equal" if all(o.seal == o.replay_seal for o in outcomes) else "NOT equal" if replayed else "not compared"
-    seals = ", ".join(o.seal[:12] for o in outcomes)
-    said = f"{kills} kills, {files} files: {lost} lost, {doubled} trained twice"
-    return f"{said}; model {equal} to the replay of its lineage (sha256 {seals})"
-
-
-def wrong(outcomes: list[Outcome]) -> list[str]:
-    """All that speaks against the product; a phase that was hit too seldom has ended the torture before."""
-    said = [sentence for o in outcomes for sentence in o.found.all]
-    unequal = [o for o in outcomes if o.replay_seal not in (None, o.seal)]
-    return said + [f"the replay of the lineage of {o.seal} has come to {o.replay_seal}" for o in unequal]
