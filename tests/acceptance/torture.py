@@ -136,8 +136,9 @@ class Torturer:
 
     def _strike(self, job: str, phase: str) -> bool:
         """Perhaps kill something while this phase lasts; whether that was done."""
-        if self.draw.random() >= self._chance("intake" if phase == "reading" else phase):
-            return False
+        chance = self._chance("intake" if phase == "reading" else phase)
+        if self.draw.random() >= chance or self.story.jobs[job].phase != phase:
+            return False  # the latter: both its events were read in one look
         until = time.monotonic() + self.draw.uniform(0, self.story.seconds.get(phase, 0.02))
         while time.monotonic() < until:
             time.sleep(max(0.0, min(LOOK_SECONDS, until - time.monotonic())))
@@ -160,6 +161,8 @@ class Torturer:
             return 0.0
         if phase not in SHARES:
             return SELDOM
+        if self._completed >= self.wanted_files and self._lacking(phase):
+            return 0.9
         share = min(1.0, (self._completed + 1) / self.wanted_files)
         behind = SHARES[phase] * self.wanted_kills * share - self._counts[phase]
         return min(0.9, 0.3 + 0.3 * behind) if behind > 0 else SELDOM
