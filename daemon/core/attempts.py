@@ -8,6 +8,11 @@ from typing import Any, Literal, Self
 from daemon.core import files
 from daemon.core.records import Record
 
+# Of the files and signals between daemon and worker: raised where one side would misunderstand the other as it was
+# before. What every protocol keeps: the lock with the process and its attempt, SIGTERM (save, end), SIGUSR1 (stacks).
+PROTOCOL = 1
+SERVER_READY = "ready"  # what the fork server prints, as a line, once it can take an attempt
+
 Exactness = Literal["bitwise", "statistical"]
 
 
@@ -100,6 +105,7 @@ class Assignment(Record):
     rows: int
     total_steps: int
     lineage_has_optimizer: bool = True
+    protocol: int = 1  # of the daemon that wrote it
 
 
 class Control(Record):

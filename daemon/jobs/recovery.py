@@ -24,6 +24,7 @@ class Ending(StrEnum):
     BUG = "bug"
     KILLED = "killed"
     NOT_STARTED = "not_started"  # the worker never came to life; nothing of the job was tried
+    OTHER_PROTOCOL = "other_protocol"  # the same: it is of another version than the daemon
 
 
 class Action(StrEnum):
@@ -47,6 +48,8 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending(outcome.kind), outcome.message
     if exit_info is not None and exit_info.code == WorkerExit.BUSY:
         return Ending.NOT_STARTED, "another worker held the workspace"
+    if exit_info is not None and exit_info.code == WorkerExit.OTHER_PROTOCOL:
+        return Ending.OTHER_PROTOCOL, "the installed package is of another version than the daemon that runs"
     if not started:
         return Ending.NOT_STARTED, "the worker never came to life"
     if exit_info is not None and exit_info.signal is not None:
@@ -60,7 +63,7 @@ def decide(ending: Ending, reason: str, without_progress: int) -> Decision:
         return Decision(Action.GATE, reason)
     if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED):
         return Decision(Action.GO_ON, reason)
-    if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL):
+    if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL, Ending.OTHER_PROTOCOL):
         return Decision(Action.PAUSE, reason)
     if ending is Ending.BAD_DATA:
         return Decision(Action.FAIL, reason)

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from daemon.core import files
-from daemon.core.attempts import Assignment, CheckpointName, Evaluation, Manifest
+from daemon.core.attempts import PROTOCOL, Assignment, CheckpointName, Evaluation, Manifest
 from daemon.core.config import Settings, override
 from daemon.core.errors import BadConfig
 from daemon.core.paths import Attempt, Workspace
@@ -130,6 +130,7 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
         before=known_loss(workspace, found.id, parent, key),
         rows=meta.rows,
         total_steps=-(-meta.rows * settings.num_train_epochs // settings.update_rows),
+        protocol=PROTOCOL,
     )
     assignment.save(attempt.assignment)
     return attempt

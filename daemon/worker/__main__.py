@@ -1,5 +1,6 @@
 """The fork server: imports once, then forks one attempt for each folder named on standard input; never touches CUDA."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from daemon.core import files
-from daemon.core.attempts import ExitInfo
+from daemon.core.attempts import SERVER_READY, ExitInfo
 from daemon.core.errors import WorkerExit
 from daemon.core.paths import Attempt
 from daemon.core.records import now
@@ -19,18 +20,17 @@ from daemon.core.records import now
 sys.modules.setdefault("datasets", None)  # type: ignore[arg-type]
 from daemon.worker import attempt  # noqa: E402
 
-READY = "ready"
-
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which asks the worker to save
     _assert_clean()
-    print(READY, flush=True)
+    print(SERVER_READY, flush=True)
     # The raw descriptor: a forked child must not inherit lines that Python has read ahead.
     while folder := _read_line():
         pid = os.fork()
         if pid == 0:
             os._exit(_child(Path(folder)))
+        _end_with_all_it_started(pid)
         _, status = os.waitpid(pid, 0)
         _record(Attempt(Path(folder)), pid, status)
 
@@ -49,6 +49,13 @@ def _child(folder: Path) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _end_with_all_it_started(pid: int) -> None:
+    """Wait for the attempt's end; what it leaves running goes too: it may hold the GPU's memory."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not buried yet, so its number is nobody else's
+    with contextlib.suppress(ProcessLookupError):  # it ended before it had a group of its own
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _read_line() -> str:

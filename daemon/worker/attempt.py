@@ -12,8 +12,8 @@ import psutil
 import torch
 from transformers.utils import logging
 
-from daemon.core import locks
-from daemon.core.attempts import Assignment, Outcome
+from daemon.core import files, locks
+from daemon.core.attempts import PROTOCOL, Assignment, Outcome
 from daemon.core.errors import BadConfig, BadData, WorkerExit
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Workspace
@@ -21,16 +21,20 @@ from daemon.core.records import now
 from daemon.worker.callbacks import NotFinite, Orders
 from daemon.worker.train import Result, train
 
-PROTOCOL = 1  # of the files between daemon and worker
-
 
 def run(folder: Path) -> int:
     """Run the attempt in `folder`, in a process of its own; returns the exit code."""
     attempt = Attempt(folder)
-    assignment = Assignment.load(attempt.assignment)
-    assert assignment, f"{attempt.assignment} is written before the attempt is handed over"
+    given = files.read_json(attempt.assignment)
+    assert given, f"{attempt.assignment} is written before the attempt is handed over"
+    if given.get("protocol", 1) != PROTOCOL:
+        return WorkerExit.OTHER_PROTOCOL  # before anything of it is understood in a wrong way
+    assignment = Assignment.model_validate(given)
     workspace = Workspace(Path(assignment.workspace))
     _redirect_output(workspace.run(assignment.job).worker_log)
+    # Before the lock says whom to signal: without their handlers both signals would end this process.
+    orders = Orders(attempt)
+    _answer_with_stacks(attempt.stacks)
     try:
         lock = locks.Lock(workspace.worker_lock)
     except BlockingIOError:
@@ -40,17 +44,16 @@ def run(folder: Path) -> int:
         return WorkerExit.BUSY  # a newer attempt was made while this one waited
     logging.disable_progress_bar()  # worker.log is for people to read afterwards
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    outcome = _outcome(attempt, assignment)
+    outcome = _outcome(attempt, assignment, orders)
     outcome.save(attempt.outcome)
     print(f"── attempt {attempt.number} ended: {outcome.kind}: {outcome.message}", flush=True)
     return outcome.code
 
 
-def _outcome(attempt: Attempt, assignment: Assignment) -> Outcome:
+def _outcome(attempt: Attempt, assignment: Assignment, orders: Orders) -> Outcome:
     heartbeat = Heartbeat(attempt.heartbeat)
     try:
-        return _in_words(train(assignment, attempt, heartbeat, Orders(attempt)))
+        return _in_words(train(assignment, attempt, heartbeat, orders))
     except Exception as error:
         traceback.print_exc()
         code, message, remedy = explain(error, Path(assignment.workspace))
@@ -87,15 +90,19 @@ def explain(error: Exception, workspace: Path) -> tuple[WorkerExit, str, str | N
 
 
 def _identity(attempt: Attempt) -> dict[str, object]:
-    process = psutil.Process()
     return {
-        "pid": process.pid,
-        "start_time": process.create_time(),
-        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        **locks.this_process(),
+        "start_time": psutil.Process().create_time(),  # for people
         "attempt": str(attempt.root),
         "protocol": PROTOCOL,
         "since": now(),
     }
+
+
+def _answer_with_stacks(path: Path) -> None:
+    """Let SIGUSR1 write what every thread is doing: in C, so that it works where Python hangs."""
+    stacks = path.open("ab")  # now: a process that hangs opens no file; held by the handler until the end
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
 
 
 def _redirect_output(path: Path) -> None:

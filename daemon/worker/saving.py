@@ -108,13 +108,19 @@ class Saver:
 
     def save(self, trainer: JobTrainer, losses: list[float], *, final: bool, wait: bool) -> list[Saved]:
         """Begin a save, and with `wait` end it; what is there now, an earlier one included."""
+        before = self.heartbeat.phase
+        self.heartbeat.beat(Phase.SAVE)  # first: the save under way may take long, and who waits must know for what
+        try:
+            return self._save(trainer, losses, final, wait)
+        finally:
+            self.heartbeat.beat(before)
+
+    def _save(self, trainer: JobTrainer, losses: list[float], final: bool, wait: bool) -> list[Saved]:
         ended = self.settle()
         job_step = trainer.state.global_step
         if self.saved == self._target(job_step):
             return ended
         began = time.monotonic()
-        before = self.heartbeat.phase
-        self.heartbeat.beat(Phase.SAVE)
         state = self._state(trainer, losses, final)
         if not wait and self._reserved is not None:
             self._reserved.result()
@@ -122,7 +128,6 @@ class Saver:
             self._running = self._thread.submit(self._write, trainer, state, began, time.monotonic() - began)
         else:
             ended.append(self._note(self._write(trainer, state, began, None)))
-        self.heartbeat.beat(before)
         self._saved_at, self._saved_step = time.monotonic(), job_step
         return ended
 

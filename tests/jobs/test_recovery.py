@@ -34,6 +34,7 @@ def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit
         (None, True, Ending.KILLED, "vanished"),
         (ended(WorkerExit.BUSY), False, Ending.NOT_STARTED, "another worker"),
         (ended(WorkerExit.BUSY), True, Ending.NOT_STARTED, "another worker"),
+        (ended(WorkerExit.OTHER_PROTOCOL), False, Ending.OTHER_PROTOCOL, "another version"),
         (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
         (ended(None, 9), True, Ending.KILLED, "signal 9"),
         (ended(None, 11), True, Ending.KILLED, "signal 11"),
@@ -57,6 +58,7 @@ ALWAYS = {
     Ending.NOT_STARTED: Action.GO_ON,
     Ending.BAD_CONFIG: Action.PAUSE,
     Ending.DISK_FULL: Action.PAUSE,
+    Ending.OTHER_PROTOCOL: Action.PAUSE,
     Ending.BAD_DATA: Action.FAIL,
 }
 TRIED_AGAIN = [Ending.OUT_OF_MEMORY, Ending.NOT_FINITE, Ending.GPU, Ending.BUG, Ending.KILLED]
