@@ -48,8 +48,8 @@ ANYWAY: Any = None  # what no part of these steps looks at
 class NoServer(Runner):
     """Attempts are handed to nobody: what a worker does has a plot of its own."""
 
-    async def ensure_server(self) -> None:
-        pass
+    async def ensure_server(self) -> bool:
+        return True
 
     async def hand_over(self, attempt: Attempt) -> None:
         pass

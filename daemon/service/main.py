@@ -8,13 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 
 from watchdog.observers.api import BaseObserver
 
 from daemon.core import config, files, locks
-from daemon.core.attempts import Control
 from daemon.core.errors import DaemonError, Exit, Locked
-from daemon.core.heartbeat import Beat
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import trash
@@ -24,14 +23,15 @@ from daemon.service.logs import set_up_logging
 from daemon.service.publishing import Publishing
 from daemon.service.runner import Runner
 from daemon.service.starting import Starting
+from daemon.service.stopping import Stopping
 from daemon.service.taking import Taking
 from daemon.service.tracker import Tracker
 from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
+PACKAGE = "training-daemon"
 SOON_SECONDS = 0.05  # between two looks while something is just happening
 BEGINNING_SECONDS = 5.0  # after the start, in which the threads that hear file events may not listen yet
-GRACE_SECONDS = 20.0  # for a worker without progress, from the wish to end until SIGKILL
 
 
 def run(workspace: Workspace, once: bool = False) -> int:
@@ -95,10 +95,10 @@ class Daemon:
         self._taking = Taking(self._context, self.wake)
         self._starting = Starting(self._context, self._taking)
         self._publishing = Publishing(self._context)
+        self._stopping = Stopping(self._context, lambda: self._publishing.longest_save_seconds)
         self._began = time.monotonic()
         self._terminating = 0  # SIGTERMs received
         self._again = False
-        self._last_progress: tuple[float, Beat | None] = (time.monotonic(), None)
         self.steps: dict[str, Callable[[], Awaitable[None]]] = {
             "obey wishes": lambda: wishes.obey(self._context),
             "take in": self._taking.step,
@@ -153,11 +153,14 @@ class Daemon:
         self._context.reload_config()
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
-        self._context.tracker.event("daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid())
+        self._context.tracker.event(
+            "daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid(), version=version(PACKAGE)
+        )
         return watch(self._workspace, self.wake)
 
     def _over(self) -> bool:
-        return self._again or self._context.ending or (self._terminating > 0 and not self._context.runner.alive())
+        ended = not self._context.runner.alive() or self._stopping.in_vain
+        return self._again or self._context.ending or (self._terminating > 0 and ended)
 
     async def _round(self, steps: dict[str, Callable[[], Awaitable[None]]]) -> None:
         for name, step in steps.items():
@@ -170,7 +173,7 @@ class Daemon:
                 self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
             else:
                 self._context.clear(f"step {name}")
-        self._insist()
+        self._stopping.step(self._terminating)
 
     async def _wait(self) -> None:
         """Until something happens; the timer is the net under the file events."""
@@ -189,7 +192,7 @@ class Daemon:
 
     async def _stop(self) -> None:
         await self._taking.close()
-        self._context.runner.close()
+        self._context.runner.server.close()
         if self._again:
             self._context.tracker.event(
                 "daemon_restarts", "SIGHUP: the daemon executes itself anew; the training goes on"
@@ -207,30 +210,11 @@ class Daemon:
     def _on_sigterm(self) -> None:
         self._terminating += 1
         self._context.ending = False
-        if self._terminating > 1:
-            self._context.runner.send(signal.SIGKILL)
-        self._last_progress = (time.monotonic(), None)
         self._events.set()
 
     def _on_sighup(self) -> None:
         self._again = True
         self._events.set()
-
-    def _insist(self) -> None:
-        """Asked to end: tell the worker to save, wait as long as it makes progress, then insist."""
-        attempt = self._context.runner.attempt()
-        leaving = self._terminating > 0 or self._context.desired.paused or self._context.desired.stop == "now"
-        if attempt is None or not (leaving or self._context.desired.skip == attempt.job):
-            self._last_progress = (time.monotonic(), None)
-            return
-        if not attempt.control.exists():
-            Control(action="stop", reason="SIGTERM").save(attempt.control)
-        beat = self._context.runner.beat()
-        if beat != self._last_progress[1]:
-            self._last_progress = (time.monotonic(), beat)
-        elif time.monotonic() - self._last_progress[0] > GRACE_SECONDS:
-            self._context.tracker.event("worker_killed", "the worker did not end when asked", job=attempt.job)
-            self._context.runner.send(signal.SIGKILL)
 
 
 def settling_seconds() -> float:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core.heartbeat import Phase
+from daemon.core.locks import boot_id
 from daemon.core.records import now
 from daemon.jobs import store
 from daemon.jobs.store import Found
 from daemon.models import checkpoints
 from daemon.service.context import Context
 from daemon.service.taking import read_report
-from daemon.service.tracker import RunLog, boot_id, process_id, resources
+from daemon.service.tracker import RunLog, process_id, resources
 
 STALE_SECONDS = 90
 QUIET_SECONDS = 10.0  # an idle daemon says so this often
@@ -52,6 +53,11 @@ class Publishing:
         await self._follow_log(found)
         status = {**self._status(found), "status": "stopped", "reason": None, "pid": None}
         self._context.tracker.publish(status, quiet_seconds=0)
+
+    @property
+    def longest_save_seconds(self) -> float:
+        """Of the running job, as far as it was measured."""
+        return self._run_log.longest_save_seconds if self._run_log else 0.0
 
     async def _follow_log(self, found: Found | None) -> None:
         if found is None:

@@ -1,6 +1,7 @@
 """Settle what ended: look at the disk, decide, act, record. Every step can be repeated."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
     elif decision.action is Action.PAUSE:
-        kind = "disk" if ending is Ending.DISK_FULL else "config"
-        context.hold("attempt", kind, decision.reason, remedy_for(attempt), found.id)
+        kinds = {Ending.DISK_FULL: "disk", Ending.OTHER_PROTOCOL: "environment"}
+        anew = (
+            f"kill -HUP {os.getpid()}  # the daemon executes itself anew" if ending is Ending.OTHER_PROTOCOL else None
+        )
+        context.hold("attempt", kinds.get(ending, "config"), decision.reason, remedy_for(attempt) or anew, found.id)
     return None
 
 
@@ -234,6 +238,8 @@ def attempts_without_progress(context: Context, found: Found) -> int:
 
 def _failed(attempt: Attempt) -> bool:
     ending, _ = classify(Outcome.load(attempt.outcome), ExitInfo.load(attempt.exit), attempt.heartbeat.exists())
+    if ending is Ending.KILLED and attempt.control.exists():
+        return False  # it was asked to end, and did not in time: that says nothing against the file
     return ending in FAILED_ENDINGS
 
 

@@ -33,12 +33,12 @@ class Starting:
         self.look_for_model()
         if stopping or context.blocked or context.runner.alive():
             return
-        if self._taking.busy or self._taking.unsettled or store.names(context.workspace, State.PROCESSING):
-            await context.runner.ensure_server()
         found = store.processing(context.workspace)
+        wanted = found is not None or self._taking.busy or self._taking.unsettled
+        served = wanted and await self._served()
         if found is None:
             await self._claim()
-        elif self._ready_for_another(found):
+        elif served and self._ready_for_another(found):
             await self._begin(found, context.settings)
 
     def look_for_model(self) -> None:
@@ -49,6 +49,18 @@ class Starting:
             self._context.hold("base_model", "config", error.message, error.remedy)
         else:
             self._context.clear("base_model")
+
+    async def _served(self) -> bool:
+        """Whether an attempt may be handed to the fork server; says aloud why none can start."""
+        served = await self._context.runner.ensure_server()
+        failure = self._context.runner.server.failure
+        if failure:
+            message = f"The training process cannot start: {failure}"
+            remedy = "see logs/fork_server.log and training_daemon doctor; it is tried again by itself"
+            self._context.hold("fork_server", "environment", message, remedy)
+        else:
+            self._context.clear("fork_server")
+        return served
 
     # ---- the job in processing ----
 
@@ -71,6 +83,8 @@ class Starting:
             newest = checkpoints.every(self._context.workspace)
             needed = SPARE_CHECKPOINTS * sum(f.stat().st_size for f in newest[-1].iterdir()) if newest else 0
             mended = psutil.disk_usage(str(self._context.workspace.root)).free > max(needed, 2**20)
+        elif ending is Ending.OTHER_PROTOCOL:
+            mended = attempt not in self._context.runner.handed  # it was another daemon's; this one has to try
         else:
             mended = self._context.workspace.config.stat().st_mtime > attempt.outcome.stat().st_mtime
             if mended:
@@ -91,7 +105,8 @@ class Starting:
             return
         if self._taking.park_if_trained(found, read_report(found)):
             return
-        await context.runner.ensure_server()
+        if not await self._served():
+            return
         settings = assigning.job_settings(context.workspace, found, context.settings)
         try:
             stale = await asyncio.to_thread(assigning.stale, context.workspace, found, settings)

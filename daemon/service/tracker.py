@@ -58,6 +58,7 @@ class RunLog:
     evaluation: dict[str, Any] | None = None
     started: dict[str, Any] | None = None
     generation_timeouts: int = 0
+    longest_save_seconds: float = 0.0
     examples: list[dict[str, Any]] = field(default_factory=list)
     _offset: int = 0
 
@@ -86,6 +87,8 @@ class RunLog:
             self.examples = (self.examples + line["examples"])[-RECENT_EXAMPLES:]
         elif line.get("event") == "started":
             self.started = line
+        elif line.get("event") == "saved":
+            self.longest_save_seconds = max(self.longest_save_seconds, line["seconds"])
 
 
 async def resources(folder: Path) -> dict[str, Any]:
@@ -127,10 +130,6 @@ def _gpu(nvml: Any, index: int, handle: Any) -> dict[str, Any]:
         "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         "power_w": round(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
     }
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def process_id() -> int:
