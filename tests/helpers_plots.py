@@ -347,7 +347,7 @@ def leaving(workspace: Workspace) -> None:
     lock.describe({"pid": os.getpid(), "attempt": str(attempt.root), "start_time": 0.0})
     try:
         daemon = main.Daemon(workspace, config.load(workspace.config, {})[0])
-        asyncio.run(daemon._round({}))
+        asyncio.run(daemon._round({"end the worker": daemon.steps["end the worker"]}))
     finally:
         lock.release()
 

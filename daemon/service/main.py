@@ -104,6 +104,7 @@ class Daemon:
             "take in": self._taking.step,
             "settle what ended": lambda: settling.settle(self._context),
             "start next": lambda: self._starting.step(stopping=self._terminating > 0),
+            "end the worker": lambda: self._stopping.step(self._terminating),
             "publish": self._publishing.step,
         }
 
@@ -127,7 +128,7 @@ class Daemon:
         """Obey the wishes that lie there, publish, end."""
         self._loop = asyncio.get_running_loop()
         self._context.reload_config()
-        names = ("obey wishes", "settle what ended", "publish")
+        names = ("obey wishes", "settle what ended", "end the worker", "publish")
         deadline = time.monotonic() + settling_seconds()
         while True:
             await self._round({name: self.steps[name] for name in names})
@@ -173,7 +174,6 @@ class Daemon:
                 self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
             else:
                 self._context.clear(f"step {name}")
-        self._stopping.step(self._terminating)
 
     async def _wait(self) -> None:
         """Until something happens; the timer is the net under the file events."""
@@ -209,7 +209,7 @@ class Daemon:
 
     def _on_sigterm(self) -> None:
         self._terminating += 1
-        self._context.ending = False
+        self._context.ending, self._context.leaving = False, True
         self._events.set()
 
     def _on_sighup(self) -> None:

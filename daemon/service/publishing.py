@@ -97,7 +97,7 @@ class Publishing:
 
     def _state(self, found: Found | None) -> tuple[str, str | None]:
         context = self._context
-        if context.ending or (context.desired.stop == "now" and context.runner.alive()):
+        if context.ending or ((context.leaving or context.desired.stop == "now") and context.runner.alive()):
             return "stopping", None
         if context.runner.alive():
             beat = context.runner.beat()

@@ -77,13 +77,20 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
         return await _ask_gate(context, found, attempt)
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
-    elif decision.action is Action.PAUSE:
+    elif decision.action is Action.PAUSE and not (
+        ending is Ending.OTHER_PROTOCOL and _of_another_life(context, attempt)
+    ):
         kinds = {Ending.DISK_FULL: "disk", Ending.OTHER_PROTOCOL: "environment"}
         anew = (
             f"kill -HUP {os.getpid()}  # the daemon executes itself anew" if ending is Ending.OTHER_PROTOCOL else None
         )
         context.hold("attempt", kinds.get(ending, "config"), decision.reason, remedy_for(attempt) or anew, found.id)
     return None
+
+
+def _of_another_life(context: Context, attempt: Attempt) -> bool:
+    """Whether another daemon handed it over; what stood between that one and its worker says nothing about this one."""
+    return attempt not in context.runner.handed
 
 
 async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict | None:

@@ -79,7 +79,7 @@ class Stopping:
         """Whether all was tried, and somebody still holds the worker's lock."""
         return self._ladder is not None and self._ladder.rung is Rung.IN_VAIN
 
-    def step(self, terminating: int) -> None:
+    async def step(self, terminating: int) -> None:
         """One look; `terminating` counts the SIGTERMs that the daemon itself got."""
         attempt = self._context.runner.attempt()
         if attempt is None or not (terminating or self._is_to_end(attempt)):
@@ -116,7 +116,8 @@ class Stopping:
         if other is not None:
             message = f"the worker speaks protocol {other}, this daemon {PROTOCOL}: it saves, and the next one goes on"
             self._context.tracker.event("protocol_changed", message, job=attempt.job)
-            runner.send(signal.SIGTERM)  # which every protocol understands
+        if other is not None or not attempt.root.is_dir():
+            runner.send(signal.SIGTERM)  # which every protocol understands, and one whose folder was moved away
         elif not attempt.control.exists():
             Control(action="stop", reason="SIGTERM").save(attempt.control)
 
