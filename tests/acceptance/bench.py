@@ -50,6 +50,7 @@ class Bench:
         self.root = root
         self.daemon: subprocess.Popen[bytes] | None = None
         self.environment = dict(ENVIRONMENT)
+        self.commands = COMMANDS
 
     # ---- setting up ----
 
@@ -86,7 +87,7 @@ class Bench:
         log = (self.root.parent / f"{self.root.name}.log").open("ab")
         with log:
             self.daemon = subprocess.Popen(
-                [COMMANDS / "training_daemon", "--base-dir", str(self.root), "run"],
+                [self.commands / "training_daemon", "--base-dir", str(self.root), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -119,6 +120,14 @@ class Bench:
         self.daemon.kill()
         self.daemon.wait()
 
+    def end_daemon(self, signals: int = 1) -> int:
+        """End the daemon by so many SIGTERMs, one after the other was seen; its exit code."""
+        assert self.daemon
+        for _ in range(signals):
+            self.daemon.terminate()
+            time.sleep(0.2)  # two at once would be one
+        return self.daemon.wait(60)
+
     def worker_pid(self) -> int | None:
         """The living worker, as its lock file names it."""
         path = self.root / "status/worker.lock"
@@ -145,7 +154,7 @@ class Bench:
         """Run an installed command on this workspace."""
         where = ["--base-dir", str(self.root)] if base_dir else []
         return subprocess.run(
-            [str(COMMANDS / name), *arguments, *where],
+            [str(self.commands / name), *arguments, *where],
             capture_output=True,
             text=True,
             timeout=timeout,
