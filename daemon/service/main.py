@@ -30,6 +30,7 @@ from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
 PACKAGE = "training-daemon"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SOON_SECONDS = 0.05  # between two looks while something is just happening
 BEGINNING_SECONDS = 5.0  # after the start, in which the threads that hear file events may not listen yet
 
@@ -151,6 +152,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._context.reload_config()
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
@@ -160,7 +162,9 @@ class Daemon:
         return watch(self._workspace, self.wake)
 
     def _over(self) -> bool:
-        ended = not self._context.runner.alive() or self._stopping.in_vain
+        runner = self._context.runner
+        unknown = self._terminating > 1 and runner.holder() is None  # whoever holds the lock does not say who he is
+        ended = not runner.alive() or self._stopping.in_vain or unknown
         return self._again or self._context.ending or (self._terminating > 0 and ended)
 
     async def _round(self, steps: dict[str, Callable[[], Awaitable[None]]]) -> None:
@@ -191,9 +195,15 @@ class Daemon:
             await asyncio.wait_for(self._events.wait(), seconds)
 
     async def _stop(self) -> None:
+        again = self._again
+        if again:  # one that came unheard before the next life listens would end the process; so it waits for that
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         await self._taking.close()
         self._context.runner.server.close()
-        if self._again:
+        self._again = again
+        if again:
+            if self._terminating:  # heard too late for this life
+                os.kill(os.getpid(), signal.SIGTERM)
             self._context.tracker.event(
                 "daemon_restarts", "SIGHUP: the daemon executes itself anew; the training goes on"
             )
@@ -209,11 +219,12 @@ class Daemon:
 
     def _on_sigterm(self) -> None:
         self._terminating += 1
+        self._again = False
         self._context.ending, self._context.leaving = False, True
         self._events.set()
 
     def _on_sighup(self) -> None:
-        self._again = True
+        self._again = self._terminating == 0  # who was told to end does not begin anew
         self._events.set()
 
 

@@ -190,7 +190,7 @@ def _starting(context: Context) -> bool:
 def _tell_worker(context: Context) -> None:
     """Pass on to the running attempt what is wished for, once."""
     attempt = context.runner.attempt()
-    if attempt is None or attempt.control.exists():
+    if attempt is None or attempt.control.exists() or context.runner.other_protocol is not None:
         return
     desired = context.desired
     if desired.skip == attempt.job:

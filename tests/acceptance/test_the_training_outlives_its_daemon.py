@@ -42,7 +42,7 @@ class Story:
         (leisure := self.folder / "leisure").touch()
         bench.start()
         bench.drop("x.jsonl", rows(ROWS))
-        bench.wait_for_step(12)
+        bench.wait_for_step(12, seconds=240)
         self.workers.append(bench.worker_pid())
         self.disturb(self.kill_and_start)
         environment.install(wheels[1])
@@ -81,7 +81,7 @@ class Story:
     def wait_for_attempt(self, number: int) -> None:
         page = f"runs/*/attempts/{number}/heartbeat"
         self.bench.wait(lambda: list(self.bench.root.glob(page)), 60, f"attempt {number}")
-        self.bench.wait_for_step(1)
+        self.bench.wait_for_step(1, seconds=240)
 
     def end_worker_and_server(self) -> None:
         """As the kernel does where memory runs out: what is started next is of the package that lies there now."""
@@ -169,11 +169,26 @@ def test_what_comes_out_is_as_if_nothing_had_been(story: Story, undisturbed: Ben
     assert audit["rows_by_times"] == {str(EPOCHS): ROWS}
 
 
+def test_signals_that_come_while_the_daemon_executes_itself_anew_are_heard_afterwards(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench().start()
+    assert bench.daemon
+    for number, again in ((signal.SIGHUP, 1), (signal.SIGTERM, 3)):
+        bench.daemon.send_signal(signal.SIGHUP)
+        bench.wait(lambda again=again: len(bench.events("daemon_restarts")) == again, 30, "it executes itself anew")
+        bench.daemon.send_signal(number)  # nobody listens now
+        if number is signal.SIGHUP:
+            bench.wait(lambda: len(bench.events("daemon_started")) == 3, 60, "and once more")
+    assert bench.daemon.wait(60) == 0
+    assert bench.events()[-1]["event"] == "daemon_stopped"
+
+
 def test_a_worker_whose_daemon_and_fork_server_are_dead_is_adopted_to_its_end(make_bench: Callable[..., Bench]) -> None:
     """Nobody writes exit.json any more: what the worker itself has written last is enough."""
-    bench = make_bench(num_train_epochs=20).start()
+    bench = make_bench(num_train_epochs=10).start()
     bench.drop("x.jsonl", rows(80))
-    bench.wait_for_step(5)
+    bench.wait_for_step(5, seconds=240)
     worker = bench.worker_pid()
     assert worker and bench.daemon
     os.kill(parent(worker), signal.SIGKILL)
@@ -188,7 +203,7 @@ def test_a_worker_whose_daemon_and_fork_server_are_dead_is_adopted_to_its_end(ma
 
 def test_an_attempt_handed_over_twice_is_trained_once(make_bench: Callable[..., Bench]) -> None:
     """The first daemon dies when its order lies unread in the pipe of a fork server that sleeps, and wakes later."""
-    bench = make_bench(num_train_epochs=20, settle_seconds=1).start()
+    bench = make_bench(num_train_epochs=10, settle_seconds=1).start()
     assert bench.daemon
     bench.drop("x.jsonl", rows(80))
     (server,) = bench.wait(lambda: fork_servers(bench.daemon_pid), 30, "the fork server starts")
@@ -196,14 +211,14 @@ def test_an_attempt_handed_over_twice_is_trained_once(make_bench: Callable[..., 
     bench.wait(lambda: bench.status()["job"], 60, "the order is written: it is before the job is published")
     bench.kill_daemon()
     bench.start()
-    bench.wait_for_step(3)
+    bench.wait_for_step(3, seconds=240)
     os.kill(server, signal.SIGCONT)
     bench.wait(lambda: list(bench.root.glob("runs/*/attempts/1/exit.json")), 60, "the first order is read")
     (name,) = bench.wait_for("completed")
     first = json.loads((bench.root / "runs" / name / "attempts/1/exit.json").read_text())
     assert first["code"] == 41, "it did nothing"
     audit = json.loads(bench.command("training_queue", "audit", "x.jsonl", "--json").stdout)
-    assert audit["rows_by_times"] == {"20": 80}
+    assert audit["rows_by_times"] == {"10": 80}
 
 
 def fork_servers(daemon: int) -> list[int]:
