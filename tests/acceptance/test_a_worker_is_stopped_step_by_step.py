@@ -40,7 +40,7 @@ def train(make_bench: Callable[..., Bench]) -> Callable[[str], Bench]:
         make(bench, "leisure")
         bench.start()
         bench.drop("x.jsonl", rows(80))
-        bench.wait_for_step(15)
+        bench.wait_for_step(12, seconds=240)
         return bench
 
     return start
