@@ -52,7 +52,7 @@ class Story:
         self.wait_for_attempt(2)
         environment.install(wheels[3])
         self.end_worker_and_server()
-        bench.wait(lambda: bench.status()["reason"] == "environment", 60, "that versions differ is said")
+        bench.wait(lambda: bench.status()["reason"] == "environment", 240, "that versions differ is said")
         self.waiting = bench.status()
         self.hang_up("3.0")
         leisure.unlink()
@@ -73,14 +73,14 @@ class Story:
         assert self.bench.daemon
         self.bench.daemon.send_signal(signal.SIGHUP)
         begun = [*self.begun(), version]
-        self.bench.wait(lambda: self.begun() == begun, 60, f"a daemon of version {version}")
+        self.bench.wait(lambda: self.begun() == begun, 240, f"a daemon of version {version}")
 
     def begun(self) -> list[str]:
         return [event["version"] for event in self.bench.events("daemon_started")]
 
     def wait_for_attempt(self, number: int) -> None:
         page = f"runs/*/attempts/{number}/heartbeat"
-        self.bench.wait(lambda: list(self.bench.root.glob(page)), 60, f"attempt {number}")
+        self.bench.wait(lambda: list(self.bench.root.glob(page)), 240, f"attempt {number}")
         self.bench.wait_for_step(1, seconds=240)
 
     def end_worker_and_server(self) -> None:
