@@ -36,9 +36,9 @@ class Orders:
 
     def pending(self) -> Control | None:
         """The order to obey at the next step's end, if any; one look at the disk, about a microsecond."""
-        if self._terminated:
-            return Control(action="stop", reason="SIGTERM")
-        return Control.load(self._path) if self._path.exists() else None
+        if self._path.exists():
+            return Control.load(self._path)  # first: SIGTERM comes too where this was not obeyed in time
+        return Control(action="stop", reason="SIGTERM") if self._terminated else None
 
 
 class Log:

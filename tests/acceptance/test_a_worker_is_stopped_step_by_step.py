@@ -102,6 +102,9 @@ def test_who_saves_is_waited_for_who_sleeps_is_woken_and_who_hangs_is_killed(tra
     ended = asked(hangs, "pause")
 
     assert "verified" in woken.communicate(timeout=100)[0] and not sleeps.events("worker_killed")
+    sleeps.wait(
+        lambda: [e["ending"] for e in sleeps.events("attempt_ended")] == ["paused"], 30, "what it was asked for"
+    )
     hangs.wait(lambda: hangs.events("worker_killed"), 120, "the worker that hangs is killed")
     assert saves.worker_pid() and not saves.events("worker_killed"), "asked first, it was waited for longer"
     slow.unlink()
