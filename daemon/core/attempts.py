@@ -26,7 +26,9 @@ class Trained(Record):
     sha256: str
     rows: int
     epochs: int
-    steps: int  # updates taken for it
+    steps: int  # updates taken for it; a file that was skipped, kept and tried again has an entry for each time
+    rows_trained: int | None = None  # each counted as often as it was; None in the manifests of earlier releases
+    stream_at: int | None = None  # global_step that names the file's stream of rows
 
 
 class FileSeal(Record):
@@ -40,9 +42,10 @@ class Manifest(Record):
     job: str
     attempt: int
     step: int  # global_step: updates that the weights contain
-    base_step: int  # global_step of the parent
+    base_step: int  # step - job_step: the global_step of the parent, less `first_step`
     job_step: int  # updates of this job
     job_total_steps: int
+    first_step: int = 0  # updates of this job that the parent contains already, kept when it was skipped
     rows_consumed: int  # rows trained for this job, each counted as often as it was: the length of consumed.bin
     final: bool  # the job's last update is in it
     parent: CheckpointName | None  # the accepted checkpoint it grew from; None = the base model
@@ -95,6 +98,9 @@ class Assignment(Record):
     parent: CheckpointName | None
     parent_lineage: list[Trained]
     base_step: int
+    stream_at: int | None = None  # names the stream of rows; None = base_step
+    first_step: int = 0  # updates of this job that the parent contains already
+    first_rows: int = 0  # the rows of those
     resume: str | None  # this job's checkpoint to go on from
     before: float | None  # validation loss of the parent on the whole holdout, where it is known
     rows: int
@@ -105,7 +111,7 @@ class Assignment(Record):
 class Control(Record):
     """`control.json`: what the daemon wants of the worker at the next step."""
 
-    action: Literal["pause", "stop", "drop"]  # drop: end without saving
+    action: Literal["pause", "stop", "drop", "keep"]  # drop: end without saving; keep: save, evaluate, end
     reason: str
 
 

@@ -38,6 +38,7 @@ class Context:
         self.desired = _load_desired(workspace)
         self.troubles: dict[str, Trouble] = {}
         self.ending = False  # the daemon itself is to end
+        self.once = False  # it obeys and ends; no attempt is started
         self.begun: set[str] = set()  # wishes that are being obeyed; they cannot expire any more
         self.to_read_again: set[str] = set()  # jobs whose report was taken away
         self._announced: set[Attempt] = set()

@@ -126,6 +126,7 @@ class Daemon:
     async def once(self) -> bool:
         """Obey the wishes that lie there, publish, end."""
         self._loop = asyncio.get_running_loop()
+        self._context.once = True
         self._context.reload_config()
         names = ("obey wishes", "settle what ended", "publish")
         deadline = time.monotonic() + settling_seconds()
@@ -195,6 +196,7 @@ class Daemon:
                 "daemon_restarts", "SIGHUP: the daemon executes itself anew; the training goes on"
             )
             return
+        wishes.answer_stops(self._context)
         if self._context.desired.stop:
             self._context.wish(stop=None)
         if self._workspace.stop_file.exists():

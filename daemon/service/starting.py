@@ -5,8 +5,9 @@ import asyncio
 import psutil
 
 from daemon.core import files
+from daemon.core.attempts import Control
 from daemon.core.config import Settings
-from daemon.core.errors import BadConfig, DaemonError
+from daemon.core.errors import BadConfig, BadData, DaemonError
 from daemon.core.paths import Attempt
 from daemon.core.records import WAITING_STATES, State, now
 from daemon.jobs import inbox, order, store
@@ -148,7 +149,11 @@ class Starting:
         try:
             assigning.check_model(workspace, settings)
             went_back = await going_back.look_after_model(context, found.id)
-            parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
+            parent = await asyncio.to_thread(assigning.find_parent, workspace, found.id, settings)
+            assigning.check_kept_part(found, settings, parent)
+        except BadData as error:
+            settling.fail(context, found, error.message, error.remedy)
+            return
         except DaemonError as error:
             kind = "config" if isinstance(error, BadConfig) else "model"
             context.hold("preflight", kind, error.message, error.remedy)
@@ -168,6 +173,9 @@ class Starting:
         attempt = assigning.assign(workspace, found, settings, parent, resume)
         if found.state is not State.PROCESSING:
             found = store.move(workspace, found, State.PROCESSING)
-        where = f"from {resume.name}" if resume else f"from its first row, at step {parent.step}"
+        if context.desired.skip == found.id:
+            Control(action="keep", reason="skip").save(attempt.control)  # it has only to be evaluated
+        first = f"its update {parent.part.steps + 1}" if parent.part.steps else "its first row"
+        where = f"from {resume.name}" if resume else f"from {first}, at step {parent.base_step + parent.part.steps}"
         context.tracker.event("attempt_started", f"{found.job.file}: attempt {attempt.number} {where}", job=found.id)
         await context.runner.hand_over(attempt)

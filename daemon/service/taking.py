@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 
 from daemon.core import files
+from daemon.core.config import Settings
 from daemon.core.errors import WorkerExit
 from daemon.core.records import WAITING_STATES, IntakeReport, State
 from daemon.jobs import inbox, ledger, store
 from daemon.jobs.inbox import Settling
 from daemon.jobs.store import Found
+from daemon.service import assigning
 from daemon.service.context import Context
 from daemon.service.settling import end as end_job
 from daemon.service.settling import fail
@@ -115,29 +117,31 @@ class Taking:
     def _put_back_by_hand(self, found: Found) -> None:
         """A job that had ended and lies here again was moved by a person: that is a retry, and it is read anew."""
         files.remove(found.report)
+        assigning.thaw(self._context.workspace, found.id)
         found.job.model_copy(update={"reason": None, "remedy": None}).save(found.folder / store.RECORD)
         self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 
     async def _start(self, found: Found) -> None:
-        process = await self._spawn(str(found.folder))
+        settings = assigning.job_settings(self._context.workspace, found, self._context.settings)
+        process = await self._spawn(settings, str(found.folder))
         task = asyncio.create_task(_output(process))
         task.add_done_callback(lambda _: self._wake())
         self._running = (found, process, task)
 
     async def read_holdout(self) -> bool:
         """Tokenise the holdout as it is now; whether that went well."""
-        process = await self._spawn()
+        process = await self._spawn(self._context.settings)
         output = await _output(process)
         if process.returncode == WorkerExit.BAD_CONFIG:
             self._blame_environment(output)
         return process.returncode == 0
 
-    async def _spawn(self, *job: str) -> asyncio.subprocess.Process:
-        # The settings in force: config.json may be broken at this moment.
-        workspace, settings = self._context.workspace, self._context.settings.model_dump_json()
+    async def _spawn(self, settings: Settings, *job: str) -> asyncio.subprocess.Process:
+        # The settings in force are handed over: config.json may be broken at this moment.
+        workspace, given = self._context.workspace, settings.model_dump_json()
         with (workspace.logs / "intake.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", settings, str(workspace.root), *job),
+                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", given, str(workspace.root), *job),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -166,9 +170,11 @@ class Taking:
     def park_if_trained(self, found: Found, report: IntakeReport | None) -> bool:
         """Whether the same content was trained before: then the job is parked. Asked at its turn too: two may wait."""
         known = None if found.job.again or report is None else ledger.trained_as(self._context.workspace, report.sha256)
-        if known in (None, found.id):
+        if known is None or known == found.id:
             return False
         remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
+        if (self._context.workspace.state(State.SKIPPED) / known).is_dir():
+            remedy = f"train the rest of it: training_queue retry {known}; or {remedy}"
         end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
         return True
 

@@ -95,8 +95,11 @@ class Step(TrainerCallback):
     # ---- Hugging Face's events ----
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._holdout and self.evaluation.before is None and self.trainer.first_step == 0:
-            self.evaluate(0, self._holdout.rows_for_gate())
+        if self._holdout and self.evaluation.before is None and self._rng is None:  # at a job's beginning
+            rows = self._holdout.rows_for_gate()
+            before = self.evaluate(self.trainer.first_step, rows)
+            self.evaluation = self.evaluation.model_copy(update={"before": before, "rows": rows})
+            self.evaluation.save(self._attempt.evaluation)
         self._since = time.monotonic()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -159,7 +162,7 @@ class Step(TrainerCallback):
         examples, timed_out = self._holdout.examples(model)
         outputs = [e["model_output"] for e in examples if e["model_output"] is not None]
         matches = [e["match"] for e in examples if e["match"] is not None]
-        gap = loss - self.recent_loss if self._losses or step else None
+        gap = loss - self.recent_loss if self._losses or step > self.trainer.first_step else None
         self._log.write(
             "eval",
             step,
@@ -176,9 +179,6 @@ class Step(TrainerCallback):
         for e in examples:
             mark = {True: "✓", False: "✗", None: "? (timed out)"}[e["match"]]
             self._log.say(f"  {mark} {e['prompt']}\n    golden {e['golden_answer']}\n    model  {e['model_output']}")
-        if step == 0:
-            self.evaluation = self.evaluation.model_copy(update={"before": loss, "rows": rows})
-            self.evaluation.save(self._attempt.evaluation)
         return loss
 
     @property

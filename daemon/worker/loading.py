@@ -64,8 +64,22 @@ def find_start(assignment: Assignment, workspace: Workspace) -> Start:
         )
     if assignment.parent:
         folder = workspace.current_model / assignment.parent.checkpoint
-        return Start(folder, 0, _optimizer(folder), None, [], None, b"")
+        consumed = _kept_rows(assignment, workspace)
+        return Start(folder, assignment.first_step, _optimizer(folder), None, [], None, consumed)
     return Start(None, 0, None, None, [], None, b"")
+
+
+def _kept_rows(assignment: Assignment, workspace: Workspace) -> bytes:
+    """The rows of this job that the parent contains already."""
+    size = assignment.first_rows * checkpoints.CONSUMED_BYTES
+    note = workspace.run(assignment.job).consumed
+    rows = note.read_bytes()[:size] if size and note.is_file() else b""
+    if len(rows) < size:
+        raise BadConfig(
+            f"{note} lacks rows that the model contains.",
+            "bring it back from a backup, then change config.json; or: training_controller skip",
+        )
+    return rows
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

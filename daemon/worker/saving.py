@@ -191,14 +191,16 @@ class Saver:
     def _manifest(self, trainer: JobTrainer, final: bool) -> Manifest:
         given = self.assignment
         job_step = trainer.state.global_step
-        stream = trainer.updates.stream
+        stream, rows = trainer.updates.stream, len(trainer.consumed) // checkpoints.CONSUMED_BYTES
         here = Trained(
             job=given.job,
             file=given.file,
             sha256=given.data_sha256,
             rows=given.rows,
             epochs=stream.epochs,
-            steps=job_step,
+            steps=job_step - given.first_step,
+            rows_trained=rows - given.first_rows,
+            stream_at=given.base_step if given.stream_at is None else given.stream_at,
         )
         return Manifest(
             job=given.job,
@@ -207,7 +209,8 @@ class Saver:
             base_step=given.base_step,
             job_step=job_step,
             job_total_steps=stream.total_steps,
-            rows_consumed=len(trainer.consumed) // checkpoints.CONSUMED_BYTES,
+            first_step=given.first_step,
+            rows_consumed=rows,
             final=final,
             parent=given.parent,
             lineage=[*given.parent_lineage, here],

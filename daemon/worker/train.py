@@ -34,7 +34,8 @@ class Result:
 def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> Result:
     """Train what the assignment says, from where it says, until the end or an order."""
     exactness = prepare_torch(Settings.model_validate(assignment.settings))
-    if order := orders.pending():
+    order = orders.pending()
+    if order and not (order.action == "keep" and assignment.resume):
         return _ended_early(order, assignment)
     training = Training(assignment, attempt, heartbeat, orders)
     training.saver.exactness = exactness
@@ -49,12 +50,13 @@ class Training:
     """The parts of one job's training, made one after the other, and what is done with them."""
 
     def __init__(self, assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> None:
-        self._assignment, self._attempt, self._heartbeat = assignment, attempt, heartbeat
+        self._assignment, self._attempt, self._heartbeat, self._orders = assignment, attempt, heartbeat, orders
         self._workspace = Workspace(Path(assignment.workspace))
         self._settings = settings = Settings.model_validate(assignment.settings)
         self._start = find_start(assignment, self._workspace)
         # The stream's name: which data is trained at which step. The same lineage elsewhere has the same streams.
-        self._name = f"{assignment.data_sha256} at {assignment.base_step}"
+        at = assignment.base_step if assignment.stream_at is None else assignment.stream_at
+        self._name = f"{assignment.data_sha256} at {at}"
         base = self._workspace.root / assignment.base_model
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = load_model(base, self._start.weights, settings, self._seed_for("adapter"))
@@ -74,12 +76,14 @@ class Training:
     def run(self) -> None:
         """Train from the start to the end, or to an order."""
         self._lay_out()
-        if self._start.first_step < self._stream.total_steps:
-            self._heartbeat.beat(Phase.TRAIN)
-            self._trainer.train()
-        else:  # a final checkpoint that lacks its evaluation
+        order, final = self._orders.pending(), self._start.first_step == self._stream.total_steps
+        if final or (order and order.action == "keep"):  # all that this checkpoint lacks is its evaluation
+            self._step.interrupted = None if final else order
             self._trainer.accelerator.prepare_model(self._model, evaluation_mode=True)
             self._trainer.state.global_step = self._start.first_step
+        else:
+            self._heartbeat.beat(Phase.TRAIN)
+            self._trainer.train()
 
     def finish(self) -> Result:
         """The final evaluation, or the record of what interrupted the training."""
@@ -87,16 +91,22 @@ class Training:
         resumed = self._workspace.root / self._assignment.resume if self._assignment.resume else None
         folder = self.saver.saved or resumed
         if order := self._step.interrupted:
+            if order.action == "keep" and folder:
+                self._evaluate(folder, job_step)
             saved = f"saved {folder.name}" if folder else "saved nothing"
             return Result(_code(order), f"{saved}; {order.action} was asked for: {order.reason}", folder, job_step)
         assert folder is not None, "the last step saves"
+        self._evaluate(folder, job_step)
+        return Result(WorkerExit.DONE, f"trained to the end; {folder.name} is final", folder, job_step)
+
+    def _evaluate(self, folder: Path, job_step: int) -> None:
+        """What the gate has to know of this checkpoint."""
         evaluation = self._step.evaluation.model_copy(update={"checkpoint": folder.name})
         if self._holdout:
             rows = self._holdout.rows_for_gate()
             after = self._step.evaluate(job_step, rows)
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
-        return Result(WorkerExit.DONE, f"trained to the end; {folder.name} is final", folder, job_step)
 
     # ---- parts ----
 
@@ -120,7 +130,7 @@ class Training:
             evaluation=Evaluation(holdout_key=given.holdout_key, rows=0, before=given.before, after=None),
             heartbeat=self._heartbeat,
             rng=self._start.rng,
-            seed=self._seed_for("training"),
+            seed=self._seed_for(f"training from {given.first_step}" if given.first_step else "training"),
             losses=self._start.losses,
         )
 
