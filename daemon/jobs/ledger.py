@@ -21,6 +21,26 @@ def _line(value: dict[str, Any]) -> LedgerLine | None:
         return None
 
 
+def damage(workspace: Workspace) -> str | None:
+    """What is wrong with the ledger, in words; a last line without its end is what a crash leaves, no damage."""
+    if not workspace.ledger.exists():
+        return "is missing"
+    whole = workspace.ledger.read_bytes().split(b"\n")[:-1]
+    for number, raw in enumerate(whole, 1):
+        value = files.parse_line(raw)
+        if raw and (value is None or _line(value) is None):
+            return f"is damaged: line {number} cannot be read"
+    return None
+
+
+def cut_torn_end(workspace: Workspace) -> None:
+    """Take away a last line without its end; else the next line would make it look like damage."""
+    content = workspace.ledger.read_bytes() if workspace.ledger.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        files.write(workspace.ledger, whole)
+
+
 def record(workspace: Workspace, line: LedgerLine) -> None:
     """Add a line, unless the job's last line says the same already: settling may be repeated after a crash."""
     before = next((x for x in reversed(lines(workspace)) if x.job == line.job), None)

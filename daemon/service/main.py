@@ -18,7 +18,7 @@ from daemon.core.heartbeat import Beat
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import trash
-from daemon.service import settling, wishes
+from daemon.service import rebuilding, settling, wishes
 from daemon.service.context import Context
 from daemon.service.logs import set_up_logging
 from daemon.service.publishing import Publishing
@@ -128,6 +128,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._context.once = True
         self._context.reload_config()
+        rebuilding.look_after_ledger(self._context)
         names = ("obey wishes", "settle what ended", "publish")
         deadline = time.monotonic() + settling_seconds()
         while True:
@@ -155,6 +156,7 @@ class Daemon:
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
         self._context.tracker.event("daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid())
+        rebuilding.look_after_ledger(self._context)
         return watch(self._workspace, self.wake)
 
     def _over(self) -> bool:
