@@ -165,8 +165,8 @@ def complete(context: Context, found: Found, manifest: Manifest) -> None:
 
 def keep(context: Context, found: Found, manifest: Manifest) -> None:
     """Record a skipped job of which `latest` contains what it had learned, and move it to skipped."""
-    rows = f"{manifest.rows_consumed} rows, each counted as often as it was trained"
-    reason = f"skipped by hand; {manifest.job_step} of its {manifest.job_total_steps} updates ({rows}) are in the model"
+    learned = f"{manifest.job_step} of its {manifest.job_total_steps} updates ({manifest.rows_consumed} rows)"
+    reason = f"skipped by hand; {learned} are in the model"
     _end_in_model(context, found, manifest, State.SKIPPED, reason, f"train the rest: training_queue retry {found.id}")
     context.wish(skip=None, keep=False)
 

@@ -175,7 +175,8 @@ def ready_to_end(context: Context) -> bool:
     """Whether a stop may end the daemon now: no worker, and none to come."""
     if _busy(context):
         return False
-    waits_for_file = context.desired.stop == "after_file" and not context.desired.paused and context.blocking is None
+    trains = not (context.desired.paused or context.blocking or context.once)
+    waits_for_file = context.desired.stop == "after_file" and trains
     return not (waits_for_file and store.processing(context.workspace))
 
 

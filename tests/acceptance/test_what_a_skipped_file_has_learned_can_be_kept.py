@@ -12,7 +12,9 @@ from tests.acceptance.test_an_interrupted_training_ends_bit_identical import sea
 
 FIRST, SECOND, BETWEEN = rows(16), rows(203, start=100), rows(24, start=1000)
 HOLDOUT = rows(8, start=5000)
+TIMEOUT = 1200  # seconds, on a very busy machine
 UPDATES = 51  # of the second file, over two epochs; the last one is smaller
+pytestmark = pytest.mark.timeout(TIMEOUT)
 SETTINGS: dict[str, Any] = {"num_train_epochs": 2, "save_steps": 10, "lora": {"dropout": 0.1}}
 
 
