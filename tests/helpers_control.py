@@ -14,6 +14,7 @@ from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import WAITING_STATES, Answer, State, now
 from daemon.data import intake
 from daemon.jobs import store
+from daemon.jobs.store import Found
 from daemon.models import base, checkpoints
 from daemon.service import main
 from daemon.service.runner import Runner
@@ -178,6 +179,12 @@ class Stage:
         """As another process: all that it knows comes from the disk."""
         self.daemon = main.Daemon(self.workspace, config.load(self.workspace.config, {})[0])
         self.daemon._context.runner = SimulatedRunner(self.workspace, lambda: None)
+        self.daemon._taking._start = self._read  # type: ignore[method-assign]
+
+    def until_it_trains(self) -> None:
+        for _ in range(3):  # read, found good, begun
+            self.look()
+        assert self.worker and self.worker.order() is None
 
     def kill(self) -> None:
         self.daemon = None
@@ -187,7 +194,6 @@ class Stage:
         daemon = self.daemon
         if daemon is None:
             return
-        self._read()
 
         async def live() -> None:
             await daemon._round({name: daemon.steps[name] for name in steps or STEPS})
@@ -211,11 +217,9 @@ class Stage:
     async def _nothing(self) -> None:
         pass
 
-    def _read(self) -> None:
+    async def _read(self, found: Found) -> None:
         """Intake, in this process."""
-        for found in store.waiting(self.workspace):
-            if not found.report.exists():
-                intake.examine(self.workspace, found.folder)
+        intake.examine(self.workspace, found.folder)
 
     # ---- the worker ----
 

@@ -37,8 +37,7 @@ def training(stage: Stage) -> str:
 
 def starting(stage: Stage) -> str:
     job = stage.drop()
-    stage.look()
-    assert stage.worker and stage.worker.step == 0
+    stage.until_it_trains()
     return job
 
 

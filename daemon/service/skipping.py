@@ -17,6 +17,12 @@ def evaluation_of(attempt: Attempt, learned: Path) -> Evaluation | None:
     return measured if measured and measured.checkpoint == learned.name else None
 
 
+def lacks_evaluation(context: Context, found: Found, attempt: Attempt) -> bool:
+    """Whether what a skipped job has learned is to be kept, and was not measured by its newest attempt."""
+    learned = checkpoints.learned(context.workspace, found.id) if context.desired.keep else None
+    return learned is not None and evaluation_of(attempt, learned) is None
+
+
 def obstacle(context: Context, found: Found, busy: bool) -> tuple[str, str] | None:
     """Why what a job has learned cannot be judged now, and what to do about it: no worker may measure it."""
     if context.desired.skip == found.id and context.desired.keep and not context.once:

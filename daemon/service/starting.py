@@ -14,7 +14,7 @@ from daemon.jobs import inbox, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, going_back, settling
+from daemon.service import assigning, going_back, settling, skipping
 from daemon.service.context import Context
 from daemon.service.taking import Taking, read_report
 
@@ -61,6 +61,8 @@ class Starting:
         ended = self._context.runner.ending(attempt)
         if ended is None:
             return False
+        if self._context.desired.skip == found.id and not skipping.lacks_evaluation(self._context, found, attempt):
+            return False  # it ended after `settle` has looked, and is skipped next
         decision = decide(*ended, settling.attempts_without_progress(self._context, found))
         if decision.action is Action.PAUSE:
             return self._mended(attempt, ended[0])
