@@ -46,7 +46,8 @@ async def settle(context: Context) -> None:
     if accepted is not None and _is_unrecorded(context, accepted, verdict):
         keep(context, found, accepted)  # `latest` has moved, and a crash came before the job did
         return
-    if context.desired.skip == found.id:
+    judged = verdict is not None and verdict.kept and context.desired.keep
+    if context.desired.skip == found.id and not judged:
         verdict = await _judge_skipped(context, found, attempt, *ended)
     elif verdict is None:
         verdict = await _judge(context, found, attempt, *ended)
