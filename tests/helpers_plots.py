@@ -268,6 +268,8 @@ def many_wishes(workspace: Workspace) -> None:
     jobs = {state: put_job(workspace, state, f"{state}.jsonl") for state in (State.LOW, State.NORMAL, State.FAILED)}
     for found in jobs.values():
         found.data.write_bytes(found.id.encode())
+    files.make_folder(workspace.run(jobs[State.FAILED].id).root)
+    files.write(workspace.run(jobs[State.FAILED].id).config, "{}")
     ask(workspace, "set_priority", jobs[State.LOW].id, priority="high")
     ask(workspace, "remove", jobs[State.NORMAL].id)
     ask(workspace, "retry", jobs[State.FAILED].id, again=True)

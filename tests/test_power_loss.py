@@ -277,8 +277,8 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {  # module, function
     "a wish taken away before its answer": (
         obeying,
         "obey",
-        '            answer.save(path.with_name(f"{path.stem}.answer.json"))\n            files.remove(path)\n',
-        '            files.remove(path)\n            answer.save(path.with_name(f"{path.stem}.answer.json"))\n',
+        "            answer.save(answer_of(path))\n            files.remove(path)\n",
+        "            files.remove(path)\n            answer.save(answer_of(path))\n",
         "obey",
     ),
     "the report before the data": (

@@ -33,6 +33,7 @@ class Control(RuleBasedStateMachine):
         self.removed: set[str] = set()
         self.skipped: set[str] = set()  # those that somebody asked to skip
         self.asked: dict[str, str] = {}  # wish -> verb
+        self.last_word: tuple[str, str] | None = None  # of pause and resume
         self.said: dict[str, str] = {}  # wish -> its answer as it was first read
 
     @initialize(holdout=st.booleans())
@@ -58,7 +59,15 @@ class Control(RuleBasedStateMachine):
 
     @rule(verb=st.sampled_from(["pause", "resume", "pause", "resume"]))
     def pause_or_resume(self, verb: str) -> None:
-        self.asked[self.stage.wish(verb)] = verb
+        wish = self.stage.wish(verb)
+        self.asked[wish] = verb
+        self.last_word = (wish, verb)
+
+    @rule(rounds=st.integers(0, 1))
+    def pause_and_think_better_of_it(self, rounds: int) -> None:
+        self.pause_or_resume("pause")
+        self.look(rounds)
+        self.pause_or_resume("resume")
 
     @rule(now=st.booleans())
     def stop(self, now: bool) -> None:
@@ -161,6 +170,12 @@ class Control(RuleBasedStateMachine):
         return bool(list(self.stage.workspace.trash.glob(f"*-{job}/{job}")))
 
     @invariant()
+    def the_last_word_holds(self) -> None:
+        """A pause lasts until a resume, over deaths and restarts, and does not come back after it."""
+        if self.last_word and self.stage.answer(self.last_word[0]) and self.stage.daemon:
+            assert self.paused() == (self.last_word[1] == "pause")
+
+    @invariant()
     def an_answer_is_given_once(self) -> None:
         for wish in self.asked:
             path = self.stage.workspace.wishes / f"{wish}.answer.json"
@@ -211,3 +226,18 @@ TestControl.settings = settings(
     phases=[Phase.explicit, Phase.generate],  # add Phase.shrink to look into a failure: it takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_worker_that_ends_between_two_looks_of_a_round_is_not_followed_by_another(keep: bool, tmp_path: Path) -> None:
+    with without_waiting():
+        stage = Stage(tmp_path / "w")
+        job = stage.drop()
+        stage.until_it_trains()
+        stage.advance()
+        wish = stage.wish("skip", job, keep=keep)
+        stage.look("obey wishes", "take in", "settle what ended")
+        stage.advance()
+        stage.look("start next")
+        assert stage.attempts() == 1
+        assert stage.settle(wish).done and stage.attempts() == 1
