@@ -41,9 +41,9 @@ class Lock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock on `path`. Does not touch the lock."""
+    """Whether a living process holds the lock on `path`. Does not touch the lock, and needs no right to write."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
