@@ -47,6 +47,8 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending(outcome.kind), outcome.message
     if exit_info is not None and exit_info.code == WorkerExit.BUSY:
         return Ending.NOT_STARTED, "another worker held the workspace"
+    if exit_info is not None and exit_info.code == WorkerExit.DISK_FULL:
+        return Ending.DISK_FULL, "the disk did not take what the worker had to write"
     if not started:
         return Ending.NOT_STARTED, "the worker never came to life"
     if exit_info is not None and exit_info.signal is not None:

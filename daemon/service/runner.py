@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from daemon.core import heartbeat, locks
+from daemon.core import heartbeat, locks, room
 from daemon.core.attempts import ExitInfo, Outcome
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Attempt, Workspace
@@ -163,6 +163,8 @@ class Runner:
 
     def _may_still_come(self, attempt: Attempt, started: bool) -> bool:
         """Whether the fork server may still bring the attempt to life, or the record of its death."""
+        if started and room.lacking(attempt.root):
+            return True  # nobody can write down how it ended; it must not count as a failure
         served = self._server is not None and self._server.returncode is None
         mine = self._handed_over is not None and self._handed_over[0] == attempt
         if not (served and mine):

@@ -12,7 +12,7 @@ import psutil
 import torch
 from transformers.utils import logging
 
-from daemon.core import locks
+from daemon.core import locks, room
 from daemon.core.attempts import Assignment, Outcome
 from daemon.core.errors import BadConfig, BadData, WorkerExit
 from daemon.core.heartbeat import Heartbeat
@@ -26,7 +26,16 @@ PROTOCOL = 1  # of the files between daemon and worker
 
 def run(folder: Path) -> int:
     """Run the attempt in `folder`, in a process of its own; returns the exit code."""
-    attempt = Attempt(folder)
+    try:
+        return _run(Attempt(folder))
+    except Exception as error:
+        if room.refusal(error) is None:
+            raise
+        traceback.print_exc()
+        return WorkerExit.DISK_FULL  # the code has to say it all: there is no room for an outcome
+
+
+def _run(attempt: Attempt) -> int:
     assignment = Assignment.load(attempt.assignment)
     assert assignment, f"{attempt.assignment} is written before the attempt is handed over"
     workspace = Workspace(Path(assignment.workspace))
@@ -48,12 +57,12 @@ def run(folder: Path) -> int:
 
 
 def _outcome(attempt: Attempt, assignment: Assignment) -> Outcome:
-    heartbeat = Heartbeat(attempt.heartbeat)
     try:
+        heartbeat = Heartbeat(attempt.heartbeat)
         return _in_words(train(assignment, attempt, heartbeat, Orders(attempt)))
     except Exception as error:
         traceback.print_exc()
-        code, message, remedy = explain(error, Path(assignment.workspace))
+        code, message, remedy = explain(error)
         return Outcome(kind=code.name.lower(), code=code, message=message, remedy=remedy, job_step=0, at=now())
 
 
@@ -68,8 +77,8 @@ def _in_words(result: Result) -> Outcome:
     )
 
 
-def explain(error: Exception, workspace: Path) -> tuple[WorkerExit, str, str | None]:
-    """Exit code, cause and remedy of an exception; by type and by the state of the machine, never by its text."""
+def explain(error: Exception) -> tuple[WorkerExit, str, str | None]:
+    """Exit code, cause and remedy of an exception; by its type and by what lies behind it, never by its text."""
     if isinstance(error, BadData):
         return WorkerExit.BAD_DATA, error.message, error.remedy
     if isinstance(error, BadConfig):
@@ -78,9 +87,8 @@ def explain(error: Exception, workspace: Path) -> tuple[WorkerExit, str, str | N
         return WorkerExit.NOT_FINITE, str(error), "look at these rows; try a lower learning_rate"
     if isinstance(error, torch.OutOfMemoryError):
         return WorkerExit.OUT_OF_MEMORY, str(error), "lower per_device_train_batch_size or max_length in config.json"
-    # torch.save hides ENOSPC behind a RuntimeError, so the disk itself is asked.
-    if isinstance(error, OSError | RuntimeError) and psutil.disk_usage(str(workspace)).free < 2**20:
-        return WorkerExit.DISK_FULL, f"the disk is full: {error}", "free some space; the training goes on by itself"
+    if said := room.refusal(error):
+        return WorkerExit.DISK_FULL, f"the disk {said}: {error}", room.REMEDY
     if isinstance(error, torch.AcceleratorError):
         return WorkerExit.GPU, str(error), "see runs/<job>/worker.log and nvidia-smi"
     return WorkerExit.BUG, f"{type(error).__name__}: {error}", "the traceback stands in runs/<job>/worker.log"

@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.attempts import Control, Evaluation
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Run
@@ -47,8 +47,21 @@ class Log:
     def __init__(self, run: Run, attempt: int, base_step: int, total_steps: int) -> None:
         self._path = run.log
         self._attempt, self._base_step, self._total_steps = attempt, base_step, total_steps
+        self._lost = 0  # lines that a full disk did not take
 
     def write(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
+        """Add a line. One that the disk does not take is lost, and that is said later: training does not end for it."""
+        try:
+            if self._lost:
+                self._append("event", job_step, epoch, event="lines_lost", lines=self._lost)
+                self._lost = 0
+            self._append(kind, job_step, epoch, **facts)
+        except OSError as error:
+            if room.refusal(error) is None:
+                raise
+            self._lost += 1
+
+    def _append(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
         line = {
             "kind": kind,
             "time": now(),

@@ -166,8 +166,8 @@ class Saver:
         target = self._target(state.manifest.job_step)
         with files.stage(target) as folder:
             self._write_model(trainer, state, folder)
-            torch.save(state.optimizer, folder / OPTIMIZER)
-            torch.save(state.rng, folder / RNG)
+            _save(state.optimizer, folder / OPTIMIZER)
+            _save(state.rng, folder / RNG)
             files.write_json(folder / PROGRESS, state.progress)
             files.write(folder / checkpoints.CONSUMED, state.consumed)
             manifest = state.manifest.model_copy(update={"files": checkpoints.seal_files(folder)})
@@ -220,3 +220,9 @@ class Saver:
             created_at=now(),
             files={},
         )
+
+
+def _save(value: dict[str, Any], path: Path) -> None:
+    """Into a file of Python's: given a path, torch.save keeps to itself what the disk said."""
+    with path.open("wb") as file:
+        torch.save(value, file)

@@ -34,6 +34,8 @@ def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit
         (None, True, Ending.KILLED, "vanished"),
         (ended(WorkerExit.BUSY), False, Ending.NOT_STARTED, "another worker"),
         (ended(WorkerExit.BUSY), True, Ending.NOT_STARTED, "another worker"),
+        (ended(WorkerExit.DISK_FULL), False, Ending.DISK_FULL, "did not take"),
+        (ended(WorkerExit.DISK_FULL), True, Ending.DISK_FULL, "did not take"),
         (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
         (ended(None, 9), True, Ending.KILLED, "signal 9"),
         (ended(None, 11), True, Ending.KILLED, "signal 11"),
