@@ -39,8 +39,13 @@ def accepted(workspace: Workspace) -> dict[str, str]:
 
 def trained_as(workspace: Workspace, sha256: str) -> str | None:
     """The job in which this very content was trained and accepted, if any."""
-    last = _last_lines(workspace).values()
-    return next((line.job for line in last if line.sha256 == sha256 and line.outcome == State.COMPLETED), None)
+    return trained(workspace).get(sha256)
+
+
+def trained(workspace: Workspace) -> dict[str, str]:
+    """The content of each job that was trained and accepted, by hash, and the first job that it was."""
+    last = reversed(_last_lines(workspace).values())
+    return {line.sha256: line.job for line in last if line.sha256 and line.outcome == State.COMPLETED}
 
 
 def _last_lines(workspace: Workspace) -> dict[str, LedgerLine]:

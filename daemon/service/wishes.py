@@ -115,7 +115,8 @@ async def set_priority(context: Context, wish: Wish) -> Answer | None:
         return _no(wish, f"{found.job.file} does not wait: it is {found.state}", "only waiting jobs have a priority")
     if found.state is not state:
         store.move(context.workspace, found, state)
-    place = [f.id for f in store.waiting(context.workspace)].index(found.id) + 1
+    waiting = [name for state_ in WAITING_STATES for name in store.names(context.workspace, state_)]
+    place = waiting.index(found.folder.name) + 1
     return _yes(wish, f"{found.job.file} has priority {state}; it is #{place} in the queue", job=found.id)
 
 
