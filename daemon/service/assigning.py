@@ -109,7 +109,8 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
     assert meta and report, "checked by `stale`"
     key = holdout.holdout_key(workspace, settings)
     newest = run.newest_attempt()
-    attempt = run.attempt(newest.number + 1 if newest else 1)
+    # A folder without an assignment was handed to nobody: the disk was full, or the daemon died.
+    attempt = run.attempt(newest.number + newest.assignment.exists() if newest else 1)
     files.make_folder(attempt.root)
     assignment = Assignment(
         job=found.id,

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 
 from watchdog.observers.api import BaseObserver
 
-from daemon.core import config, files, locks
+from daemon.core import config, files, locks, room
 from daemon.core.attempts import Control
 from daemon.core.errors import DaemonError, Exit, Locked
 from daemon.core.heartbeat import Beat
-from daemon.core.paths import Workspace
+from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import now
 from daemon.models import trash
 from daemon.service import settling, wishes
@@ -30,6 +30,7 @@ from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
 SOON_SECONDS = 0.05  # between two looks while something is just happening
+DISK_SECONDS = 1.0  # between two looks while the disk takes nothing
 BEGINNING_SECONDS = 5.0  # after the start, in which the threads that hear file events may not listen yet
 GRACE_SECONDS = 20.0  # for a worker without progress, from the wish to end until SIGKILL
 
@@ -43,11 +44,14 @@ def run(workspace: Workspace, once: bool = False) -> int:
         for folder in workspace.folders():
             files.make_folder(folder)
         trust_the_disk(workspace)
+        lock.describe({"pid": os.getpid(), "since": now()})
     except DaemonError as error:
-        print(f"error: {error.message}\n  remedy: {error.remedy}", file=sys.stderr)
-        return int(error.exit)
+        return _complain(error.message, error.remedy, error.exit)
+    except OSError as error:
+        if (said := room.refusal(error)) is None:
+            raise
+        return _complain(f"The disk of {workspace.root} {said}.", room.REMEDY, Exit.PROBLEM)
     set_up_logging(workspace.logs, quiet=once)
-    lock.describe({"pid": os.getpid(), "since": now()})
     daemon = Daemon(workspace, settings)
     again = asyncio.run(daemon.once() if once else daemon.run())
     lock.release()
@@ -55,6 +59,11 @@ def run(workspace: Workspace, once: bool = False) -> int:
         logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return int(Exit.GOOD)
+
+
+def _complain(message: str, remedy: str, code: Exit) -> int:
+    print(f"error: {message}\n  remedy: {remedy}", file=sys.stderr)
+    return int(code)
 
 
 def hold_workspace(workspace: Workspace) -> locks.Lock:
@@ -97,6 +106,7 @@ class Daemon:
         self._publishing = Publishing(self._context)
         self._began = time.monotonic()
         self._terminating = 0  # SIGTERMs received
+        self._refused: str | None = None  # what the disk said to a step of the last round
         self._again = False
         self._last_progress: tuple[float, Beat | None] = (time.monotonic(), None)
         self.steps: dict[str, Callable[[], Awaitable[None]]] = {
@@ -160,22 +170,33 @@ class Daemon:
         return self._again or self._context.ending or (self._terminating > 0 and not self._context.runner.alive())
 
     async def _round(self, steps: dict[str, Callable[[], Awaitable[None]]]) -> None:
-        for name, step in steps.items():
-            try:
-                await step()
+        self._context.look_at_disk(self._refused)
+        refused = [await self._try(name, step) for name, step in {**steps, "insist": self._insist}.items()]
+        self._refused = next(filter(None, refused), None)
+
+    async def _try(self, name: str, step: Callable[[], Awaitable[None]]) -> str | None:
+        """One step's failure must not end the daemon; it is said and tried again. Returns what the disk said to it."""
+        try:
+            await step()
+        except Exception as error:
+            if said := room.refusal(error):
+                return said
+            logging.getLogger("daemon").exception("step %s failed", name)
+            message = f"{name}: {type(error).__name__}: {error}"
+            self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
+        else:
+            if name in self.steps:
                 self._publishing.beats[name] = now()
-            except Exception as error:  # one step's failure must not end the daemon; it is said and tried again
-                logging.getLogger("daemon").exception("step %s failed", name)
-                message = f"{name}: {type(error).__name__}: {error}"
-                self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
-            else:
-                self._context.clear(f"step {name}")
-        self._insist()
+            self._context.clear(f"step {name}")
+        return None
 
     async def _wait(self) -> None:
         """Until something happens; the timer is the net under the file events."""
         context = self._context
         context.runner.rest()
+        if context.waits_for_disk or self._refused:  # not for events: each failed write makes some
+            await asyncio.sleep(DISK_SECONDS)
+            return
         if context.runner.impatient or wishes.open_wishes(context) or self._terminating:
             seconds = SOON_SECONDS
         elif self._taking.unsettled:
@@ -195,12 +216,15 @@ class Daemon:
                 "daemon_restarts", "SIGHUP: the daemon executes itself anew; the training goes on"
             )
             return
+        await self._try("forget the stop", self._forget_stop)
+        self._context.tracker.event("daemon_stopped", "the daemon has ended", pid=os.getpid())
+        await self._try("publish", self._publishing.publish_stopped)
+
+    async def _forget_stop(self) -> None:
         if self._context.desired.stop:
             self._context.wish(stop=None)
         if self._workspace.stop_file.exists():
             files.remove(self._workspace.stop_file)
-        self._context.tracker.event("daemon_stopped", "the daemon has ended", pid=os.getpid())
-        await self._publishing.publish_stopped()
 
     # ---- signals ----
 
@@ -216,7 +240,7 @@ class Daemon:
         self._again = True
         self._events.set()
 
-    def _insist(self) -> None:
+    async def _insist(self) -> None:
         """Asked to end: tell the worker to save, wait as long as it makes progress, then insist."""
         attempt = self._context.runner.attempt()
         leaving = self._terminating > 0 or self._context.desired.paused or self._context.desired.stop == "now"
@@ -224,13 +248,20 @@ class Daemon:
             self._last_progress = (time.monotonic(), None)
             return
         if not attempt.control.exists():
-            Control(action="stop", reason="SIGTERM").save(attempt.control)
+            self._tell_to_stop(attempt)
         beat = self._context.runner.beat()
         if beat != self._last_progress[1]:
             self._last_progress = (time.monotonic(), beat)
         elif time.monotonic() - self._last_progress[0] > GRACE_SECONDS:
             self._context.tracker.event("worker_killed", "the worker did not end when asked", job=attempt.job)
             self._context.runner.send(signal.SIGKILL)
+
+    def _tell_to_stop(self, attempt: Attempt) -> None:
+        try:
+            Control(action="stop", reason="SIGTERM").save(attempt.control)
+        except OSError:
+            self._context.runner.send(signal.SIGTERM)  # which it hears too, with no file
+            raise
 
 
 def settling_seconds() -> float:

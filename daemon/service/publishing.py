@@ -44,6 +44,7 @@ class Publishing:
             self._resources_at = time.monotonic()
         found = store.processing(self._context.workspace)
         await self._follow_log(found)
+        self._context.tracker.say()
         self._context.tracker.publish(self._status(found), quiet_seconds=QUIET_SECONDS)
 
     async def publish_stopped(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
 from daemon.core.paths import Attempt
 from daemon.core.records import IntakeReport, LedgerLine, State, Verdict, now
@@ -77,8 +77,8 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
     elif decision.action is Action.PAUSE:
-        kind = "disk" if ending is Ending.DISK_FULL else "config"
-        context.hold("attempt", kind, decision.reason, remedy_for(attempt), found.id)
+        kind, remedy = ("disk", room.REMEDY) if ending is Ending.DISK_FULL else ("config", remedy_for(attempt))
+        context.hold("attempt", kind, decision.reason, remedy, found.id)
     return None
 
 
@@ -104,11 +104,12 @@ async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict
 async def carry_out(context: Context, found: Found, verdict: Verdict) -> None:
     """Accept or reject as the verdict says."""
     folder = context.workspace.current_model / verdict.checkpoint
+    if verdict.passed:
+        checkpoints.accept(context.workspace, folder)
     context.tracker.event(
         "verdict", f"{found.job.file}: {'accepted' if verdict.passed else 'rejected'}: {verdict.reason}", job=found.id
     )
     if verdict.passed:
-        checkpoints.accept(context.workspace, folder)
         manifest = checkpoints.read(folder)
         assert manifest, "verified before the verdict"
         complete(context, found, manifest)

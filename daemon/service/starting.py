@@ -2,14 +2,12 @@
 
 import asyncio
 
-import psutil
-
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError
 from daemon.core.paths import Attempt
 from daemon.core.records import WAITING_STATES, State, now
-from daemon.jobs import inbox, order, store
+from daemon.jobs import inbox, ledger, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
@@ -18,6 +16,7 @@ from daemon.service.context import Context
 from daemon.service.taking import Taking, read_report
 
 SPARE_CHECKPOINTS = 2  # of free space, before a job that a full disk has ended goes on
+LEAST_ROOM = 1 << 20  # and no less than this
 
 
 class Starting:
@@ -31,7 +30,7 @@ class Starting:
         context = self._context
         context.reload_config()
         self.look_for_model()
-        if stopping or context.blocked or context.runner.alive():
+        if stopping or context.blocked or context.runner.alive() or "disk" in context.troubles:
             return
         if self._taking.busy or self._taking.unsettled or store.names(context.workspace, State.PROCESSING):
             await context.runner.ensure_server()
@@ -68,9 +67,8 @@ class Starting:
     def _mended(self, attempt: Attempt, ending: Ending) -> bool:
         """Whether what has stopped an attempt is over: the configuration was changed, or the disk has room again."""
         if ending is Ending.DISK_FULL:
-            newest = checkpoints.every(self._context.workspace)
-            needed = SPARE_CHECKPOINTS * sum(f.stat().st_size for f in newest[-1].iterdir()) if newest else 0
-            mended = psutil.disk_usage(str(self._context.workspace.root)).free > max(needed, 2**20)
+            needed = max(SPARE_CHECKPOINTS * self._checkpoint_bytes(attempt.job), LEAST_ROOM)
+            mended = room.lacking(self._context.workspace.current_model, needed) is None
         else:
             mended = self._context.workspace.config.stat().st_mtime > attempt.outcome.stat().st_mtime
             if mended:
@@ -78,6 +76,15 @@ class Starting:
         if mended:
             self._context.clear("attempt")
         return mended
+
+    def _checkpoint_bytes(self, job: str) -> int:
+        """Of the newest checkpoint; before the first, as intake has estimated it."""
+        newest = checkpoints.every(self._context.workspace)
+        if newest:
+            return sum(f.stat().st_size for f in newest[-1].rglob("*") if f.is_file())
+        found = store.look(self._context.workspace, State.PROCESSING, job)
+        report = read_report(found) if found else None
+        return (report.checkpoint_bytes if report else None) or 0
 
     # ---- the next job ----
 
@@ -89,7 +96,7 @@ class Starting:
         found = self._first_ready()
         if found is None or not self._taking.has_checked(found.id):
             return
-        if self._taking.park_if_trained(found, read_report(found)):
+        if self._taking.park_if_trained(found, read_report(found), ledger.trained(context.workspace)):
             return
         await context.runner.ensure_server()
         settings = assigning.job_settings(context.workspace, found, context.settings)
