@@ -34,6 +34,8 @@ DISK_BYTES = 64 << 20
 DISK_FILES = 4000
 PHASES = ("save", "intake", "swap", "commit", "status")
 RESTS = (0, 0, 1 << 12, 1 << 13, 1 << 14, 24 << 10, 48 << 10, 1 << 21)  # bytes left free; the last is half a checkpoint
+ROOM_FOR_SWAP = (4 << 10, 8 << 10)  # room for the verdict, and too little for all that is recorded after the swap
+EVERY_PHASE = 50  # of so many points some hit each phase
 EPOCHS, ROWS = 40, 8  # one update an epoch
 WAITING = 2  # files that always wait, so that there is always something to go on with
 INSIDE = "FULL_DISK_INSIDE"
@@ -152,6 +154,8 @@ class Story:
         phase = PHASES[number % len(PHASES)]
         kind = self.draw.choice(("bytes", "bytes", "bytes", *self.disk.kinds))
         rest = self.draw.choice(RESTS if phase in ("save", "status") else RESTS[:5])  # records are small
+        if phase == "commit":
+            kind, rest = "bytes", self.draw.choice(ROOM_FOR_SWAP)
         self.keep_busy()
         began = time.time()
         with self.moment(phase):
@@ -366,7 +370,7 @@ def _tell(story: Story, options: argparse.Namespace, seconds: float) -> int:
     print(f"{options.points} points in {seconds:.0f} s, {len(story.dropped)} files; taken away: {dict(told.kinds)}")
     print(f"hit: {dict(told.hit)}; the training went on at most {told.slowest:.1f} s after the disk was back")
     missed = [phase for phase in PHASES if not told.hit[phase]]
-    if missed:
+    if missed and options.points >= EVERY_PHASE:
         told.wrong.append(f"no point hit {', '.join(missed)}")
     print("\n".join(told.wrong) or "0 violations")
     return 1 if told.wrong else 0
