@@ -49,6 +49,7 @@ class Disk(Protocol):
 
     name: str
     kinds: tuple[str, ...]  # of taking it away
+    environment: dict[str, str]  # of the programs that are to notice
 
     def take(self, kind: str, rest: int) -> None: ...
     def give_back(self) -> None: ...
@@ -61,6 +62,7 @@ class Tmpfs:
     kinds = ("bytes", "files", "read-only")
 
     def __init__(self, place: Path, model: Path) -> None:
+        self.environment: dict[str, str] = {}
         mount("-t", "tmpfs", "-o", f"size={DISK_BYTES},nr_inodes={DISK_FILES}", "none", str(place))
         self._place, self._models = place, model
         self._ended: threading.Event | None = None
@@ -332,8 +334,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _enter(arguments: list[str]) -> int | None:
     """Run this program in namespaces of its own; None where the machine refuses them."""
-    tried = subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False)
-    if tried.returncode:
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-Urm", "true"], capture_output=True, check=False).returncode:
         return None
     command = ["unshare", "-Urm", sys.executable, "-m", "tests.helpers_full_disk", *arguments]
     root = str(Path(__file__).parent.parent)
@@ -342,16 +344,15 @@ def _enter(arguments: list[str]) -> int | None:
 
 
 def _run(options: argparse.Namespace, place: Path) -> int:
-    disk: Disk
     root = place / "w"
-    bench = Bench(root)
-    disk = Tmpfs(place, root / "current_model") if os.environ.get(INSIDE) else Preloaded(place, bench.environment)
+    disk: Disk = Tmpfs(place, root / "current_model") if os.environ.get(INSIDE) else Preloaded(place, root)
     print(f"the disk: {disk.name}", flush=True)
     with tempfile.TemporaryDirectory() as beside:
         model = Path(beside) / "tiny"
         model.mkdir()
         subprocess.run([sys.executable, "-P", "-m", "daemon.worker.embedded", str(model)], check=True)
         bench = Bench.make(root, model, num_train_epochs=EPOCHS, save_steps=5, poll_interval=30, gate={"mode": "off"})
+    bench.environment |= disk.environment
     story = Story(bench, disk, Random(options.seed), options.within)
     began = time.monotonic()
     try:
@@ -369,7 +370,9 @@ def _tell(story: Story, options: argparse.Namespace, seconds: float) -> int:
     told = story.told
     print(f"{options.points} points in {seconds:.0f} s, {len(story.dropped)} files; taken away: {dict(told.kinds)}")
     print(f"hit: {dict(told.hit)}; the training went on at most {told.slowest:.1f} s after the disk was back")
-    missed = [phase for phase in PHASES if not told.hit[phase]]
+    # A disk that can only be wholly full has no room for a verdict either, so nothing comes as far as the commit.
+    to_hit = [phase for phase in PHASES if phase != "commit" or len(story.disk.kinds) > 1]
+    missed = [phase for phase in to_hit if not told.hit[phase]]
     if missed and options.points >= EVERY_PHASE:
         told.wrong.append(f"no point hit {', '.join(missed)}")
     print("\n".join(told.wrong) or "0 violations")

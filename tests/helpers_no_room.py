@@ -1,6 +1,5 @@
 """A full disk where no other can be mounted: a library before the C library that says ENOSPC."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,13 +13,12 @@ class Preloaded:
     name = "LD_PRELOAD that says ENOSPC (namespaces are refused here)"
     kinds = ("bytes",)
 
-    def __init__(self, place: Path, environment: dict[str, str]) -> None:
+    def __init__(self, place: Path, root: Path) -> None:
         compiler = shutil.which("cc") or shutil.which("gcc")
         assert compiler, "neither namespaces nor a C compiler: a full disk cannot be made here"
         library, self._flag = place / "no_room.so", place / "full"
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"], check=True)
-        os.environ |= {"NO_ROOM_FLAG": str(self._flag), "NO_ROOM_ROOT": str(place / "w")}
-        os.environ["FULL_DISK_PRELOAD"] = str(library)
+        self.environment = {"LD_PRELOAD": str(library), "NO_ROOM_FLAG": str(self._flag), "NO_ROOM_ROOT": str(root)}
 
     def take(self, kind: str, rest: int) -> None:
         self._flag.touch()
