@@ -164,7 +164,7 @@ class Updates(Dataset[dict[str, Any]]):
             "trained_tokens": sum(self.rows.trained_tokens(i) for i in indices),
             "tokens": sum(lengths),
             "rows": indices,
-            "example": (sequences[0][0], len(self.rows.row(sequences[0][0])[0])),  # the row at the very beginning
+            "example": sequences[0][0],  # the row at the very beginning
         }
 
     def _sequences(self, indices: list[int], lengths: list[int]) -> list[list[int]]:

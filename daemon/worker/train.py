@@ -12,10 +12,11 @@ from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
-from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed
+from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
 from daemon.worker.callbacks import Log, Orders, Step
-from daemon.worker.evaluate import Holdout, pad_id
+from daemon.worker.evaluate import Holdout, aside, pad_id
 from daemon.worker.loading import find_start, load_model, prepare_torch
+from daemon.worker.losses import TokenLosses
 from daemon.worker.packing import choose_layout
 from daemon.worker.saving import Saver
 from daemon.worker.trainer import JobTrainer, training_arguments
@@ -63,6 +64,7 @@ class Training:
             len(self._rows), settings.num_train_epochs, settings.update_rows, settings.seed, self._name
         )
         assert self._stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
+        self._token_losses = TokenLosses()
         self._holdout = self._open_holdout()
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
@@ -107,7 +109,7 @@ class Training:
         if not self._assignment.holdout:
             return None
         rows = TokenRows(self._workspace.root / self._assignment.holdout)
-        return Holdout(rows, self._settings, self._tokenizer, self._heartbeat)
+        return Holdout(rows, self._settings, self._tokenizer, self._heartbeat, self._token_losses)
 
     def _make_step(self, orders: Orders) -> Step:
         given = self._assignment
@@ -143,6 +145,7 @@ class Training:
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
             consumed=self._start.consumed,
+            token_losses=self._token_losses,
             heartbeat=self._heartbeat,
         )
         trainer.remove_callback(PrinterCallback)
@@ -157,8 +160,11 @@ class Training:
                 self._model, self._rows, self._settings, pad_id(self._tokenizer), self._heartbeat
             )
         self._trainer.updates.layout = layout
+        with aside(self._model, self._heartbeat, Phase.LOAD):
+            self._token_losses.try_out(self._model, pad(self._rows, [0], pad_id(self._tokenizer)))
         facts = {"exactness": self.saver.exactness, "threads": torch.get_num_threads(), "layout": layout.value}
-        self._log.write("event", self._start.first_step, 0.0, event="started", **facts, layout_reason=why)
+        reasons = {"layout_reason": why, "all_logits_because": self._token_losses.all_logits_because}
+        self._log.write("event", self._start.first_step, 0.0, event="started", **facts, **reasons)
         self._log.say(f"── rows are {layout.value}: {why}")
 
 

@@ -12,8 +12,8 @@ from transformers.optimization import get_scheduler
 from daemon.core.attempts import Assignment
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.worker.batches import IGNORED, FromStep, Updates
-from daemon.worker.evaluate import token_loss
+from daemon.worker.batches import FromStep, Updates
+from daemon.worker.losses import TokenLosses
 
 
 class JobTrainer(Trainer):
@@ -32,6 +32,7 @@ class JobTrainer(Trainer):
         first_step: int,
         optimizer_state: dict[str, Any] | None,
         consumed: bytes,
+        token_losses: TokenLosses,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -39,7 +40,7 @@ class JobTrainer(Trainer):
     ) -> None:
         self.language_model, self.tokenizer = model, tokenizer  # the same objects as Trainer's, with their types
         self.updates, self.assignment, self.settings = updates, assignment, settings
-        self.first_step, self.heartbeat = first_step, heartbeat
+        self.first_step, self.token_losses, self.heartbeat = first_step, token_losses, heartbeat
         self._optimizer_state = optimizer_state
         self.update_loss = torch.zeros(())  # mean loss a trained token of the running update
         self.update_rows: list[int] = []
@@ -76,15 +77,14 @@ class JobTrainer(Trainer):
         self.example = None
         for batch in inputs["micro_batches"]:
             with self.compute_loss_context_manager():
-                losses, labels = token_loss(model, self._prepare_inputs(batch))
+                losses = self.token_losses(model, batch)
             loss = losses.sum() / max(inputs["trained_tokens"], 1)
             self.accelerator.backward(loss)
             self.update_loss += loss.detach()
             if self.example is None:
-                row, length = inputs["example"]
-                trained = (labels[0, : length - 1] != IGNORED).sum().clamp(min=1)
-                self.example = (row, losses[0, : length - 1].detach().sum() / trained)
-            self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
+                row = inputs["example"]
+                self.example = (row, losses[: self.updates.rows.trained_tokens(row)].detach().mean())
+            self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=batch["labels"].numel())
         return self.update_loss
 
     def note_consumed(self) -> None:
