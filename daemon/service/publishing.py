@@ -138,7 +138,7 @@ class Publishing:
             "progress_percent": round(100 * last["job_step"] / job_total, 1) if last and job_total else None,
             "eta_seconds": round((job_total - last["job_step"]) / speed) if last and job_total and speed else None,
             **numbers,
-            "skipped_updates": 0 if run else None,
+            "skipped_updates": log.get("skipped_updates", 0) if log else 0 if run else None,
             "current_example": log["example"] if log else None,
         }
 

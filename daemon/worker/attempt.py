@@ -18,7 +18,8 @@ from daemon.core.errors import BadConfig, BadData, WorkerExit
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import now
-from daemon.worker.callbacks import NotFinite, Orders
+from daemon.worker.callbacks import Orders
+from daemon.worker.finite import NotFinite
 from daemon.worker.train import Result, train
 
 PROTOCOL = 1  # of the files between daemon and worker

@@ -19,10 +19,6 @@ from daemon.worker.saving import Saved, Saver
 from daemon.worker.trainer import JobTrainer
 
 
-class NotFinite(Exception):
-    """A loss or gradient that is not a number reached the optimizer's door; the weights are untouched."""
-
-
 class Orders:
     """What the daemon (control.json) or the system (SIGTERM) wants of this attempt."""
 
@@ -88,7 +84,7 @@ class Step(TrainerCallback):
         self._log, self._orders, self._saver, self._holdout = log, orders, saver, holdout
         self._attempt, self._heartbeat = attempt, heartbeat
         self._rng, self._seed = rng, seed
-        self._losses: list[torch.Tensor | float] = list(losses)
+        self._losses = list(losses)
         self._rate = 0.0
         self._tokens, self._since, self._steps = 0, time.monotonic(), 0
 
@@ -110,12 +106,7 @@ class Step(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        loss, norm = float(self.trainer.update_loss), float(self.trainer.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            lines = [int(self.trainer.updates.rows.lines[r]) for r in self.trainer.update_rows]
-            raise NotFinite(
-                f"loss {loss}, gradient norm {norm} in update {state.global_step + 1}; its rows stand in lines {lines}"
-            )
+        self.trainer.admit(state.global_step + 1)
         assert self.trainer.optimizer is not None, "there is no step without one"
         self._rate = float(self.trainer.optimizer.param_groups[0]["lr"])
 
@@ -142,8 +133,8 @@ class Step(TrainerCallback):
     # ---- deeds ----
 
     def save(self, *, final: bool, wait: bool) -> None:
-        losses = [float(x) for x in self._losses]
-        self._note(self._saver.save(self.trainer, losses, final=final, wait=wait))
+        self._settle()
+        self._note(self._saver.save(self.trainer, self._losses, final=final, wait=wait))
 
     def _note(self, ended: list[Saved]) -> None:
         for saved in ended:
@@ -155,6 +146,7 @@ class Step(TrainerCallback):
         """Measure, write it down, show what the model answers; the loss a trained token on so many holdout rows."""
         assert self._holdout is not None
         model = self.trainer.language_model
+        self._settle()
         loss = self._holdout.loss(model, rows)
         examples, timed_out = self._holdout.examples(model)
         outputs = [e["model_output"] for e in examples if e["model_output"] is not None]
@@ -184,21 +176,31 @@ class Step(TrainerCallback):
     @property
     def recent_loss(self) -> float:
         """Mean training loss since the last line of the log; that line's own where nothing came since."""
-        return sum(map(float, self._losses)) / len(self._losses) if self._losses else self._last_loss
+        return sum(self._losses) / len(self._losses) if self._losses else self._last_loss
 
     _last_loss = math.nan
 
     # ---- numbers ----
 
     def _count(self) -> None:
-        self.trainer.note_consumed()
-        self._losses.append(self.trainer.update_loss.detach())
         self._tokens += self.trainer.update_tokens
         self._steps += 1
+        if self.trainer.guard.full:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Learn what became of the updates since the last look; on a GPU this waits for it."""
+        for update in self.trainer.settle():
+            if update.skipped:
+                figures = {"loss": update.loss, "grad_norm": update.gradient}
+                self._event(update.step, "update_skipped", lines=update.lines, **figures)
+            else:
+                self._losses.append(update.loss)
 
     def _log_numbers(self, step: int) -> None:
+        self._settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
-        self._last_loss = loss = self.recent_loss
+        self._last_loss = loss = self.recent_loss if self._losses else math.nan  # all were skipped
         norm, speed = float(self.trainer.grad_norm), self._tokens / seconds
         example = self._example(step)
         self._log.write(
@@ -210,6 +212,7 @@ class Step(TrainerCallback):
             grad_norm=norm,
             tokens_per_second=round(speed, 1),
             steps_per_second=round(self._steps / seconds, 3),
+            skipped_updates=self.trainer.guard.skipped,
             memory_bytes=memory_bytes(),
             example=example,
         )

@@ -31,6 +31,7 @@ class Start:
     losses: list[float]  # of the updates since the last line of the log
     layout: Layout | None  # of the batches; None = still to be found out
     consumed: bytes  # the rows trained so far in this job, as consumed.bin has them
+    skipped_updates: int  # of this job: they were not finite
 
 
 def prepare_torch(settings: Settings) -> Exactness:
@@ -60,12 +61,18 @@ def find_start(assignment: Assignment, workspace: Workspace) -> Start:
         progress = read_progress(folder)
         consumed = (folder / checkpoints.CONSUMED).read_bytes()
         return Start(
-            folder, manifest.job_step, _optimizer(folder), _load(folder / saving.RNG), **progress, consumed=consumed
+            folder,
+            manifest.job_step,
+            _optimizer(folder),
+            _load(folder / saving.RNG),
+            **progress,
+            consumed=consumed,
+            skipped_updates=manifest.skipped_updates,
         )
     if assignment.parent:
         folder = workspace.current_model / assignment.parent.checkpoint
-        return Start(folder, 0, _optimizer(folder), None, [], None, b"")
-    return Start(None, 0, None, None, [], None, b"")
+        return Start(folder, 0, _optimizer(folder), None, [], None, b"", 0)
+    return Start(None, 0, None, None, [], None, b"", 0)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

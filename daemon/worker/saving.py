@@ -156,7 +156,7 @@ class Saver:
             model=weights,
             optimizer=trainer.optimizer.state_dict(),
             rng=rng_states(),
-            progress={"losses": losses, "layout": trainer.updates.layout.value},
+            progress={"losses": list(losses), "layout": trainer.updates.layout.value},
             consumed=bytes(trainer.consumed),
             manifest=self._manifest(trainer, final),
         )
@@ -213,6 +213,7 @@ class Saver:
             lineage=[*given.parent_lineage, here],
             base_model=given.base_model_sha256,
             method=self.settings.training_method,
+            skipped_updates=trainer.guard.skipped,
             plan=plan_digest(given),
             versions={**{name: version(name) for name in LIBRARIES}, "python": platform.python_version()},
             threads=torch.get_num_threads(),

@@ -145,6 +145,7 @@ class Training:
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
             consumed=self._start.consumed,
+            skipped_updates=self._start.skipped_updates,
             token_losses=self._token_losses,
             heartbeat=self._heartbeat,
         )

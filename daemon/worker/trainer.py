@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from daemon.core.attempts import Assignment
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.worker.batches import FromStep, Updates
+from daemon.worker.finite import Guard, Update
 from daemon.worker.losses import TokenLosses
 
 
@@ -32,6 +34,7 @@ class JobTrainer(Trainer):
         first_step: int,
         optimizer_state: dict[str, Any] | None,
         consumed: bytes,
+        skipped_updates: int,
         token_losses: TokenLosses,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
@@ -48,6 +51,7 @@ class JobTrainer(Trainer):
         self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
         self.grad_norm: torch.Tensor | float = 0.0
         self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
+        self.guard = Guard(skipped_updates)
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
 
     # ---- what is trained, in which order ----
@@ -87,9 +91,20 @@ class JobTrainer(Trainer):
             self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=batch["labels"].numel())
         return self.update_loss
 
-    def note_consumed(self) -> None:
-        """The optimizer has made its step: the weights contain the update's rows."""
-        self.consumed += self.updates.rows.lines[self.update_rows].astype("<u4").tobytes()
+    def admit(self, step: int) -> None:
+        """Let the update that was just calculated into the weights, or keep it out."""
+        assert self.optimizer is not None, "there is no step without one"
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's has it inside
+        lines = [int(line) for line in self.updates.rows.lines[self.update_rows]]
+        self.guard.admit(inner, step, lines, self.update_loss, self.grad_norm)
+
+    def settle(self) -> list[Update]:
+        """What became of the updates since the last call; the rows of those in the weights are noted as consumed."""
+        updates = self.guard.settle()
+        for update in updates:
+            if not update.skipped:
+                self.consumed += np.array(update.lines, dtype="<u4").tobytes()
+        return updates
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
