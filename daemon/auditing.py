@@ -81,9 +81,10 @@ def audit(workspace: Workspace, given: str) -> Audit:
     manifest = checkpoints.read(accepted) if accepted else None
     jobs, times, pending = [], array("I"), array("I")
     for job in found:
-        judged, lines = _of_job(workspace, job, manifest)
+        judged, here, later = _of_job(workspace, job, manifest)
         jobs.append(judged)
-        _count(times if judged.in_model else pending, lines)
+        _count(times, here)
+        _count(pending, later)
     source = Source(path, config.load(workspace.config)[0])
     spans = list(_spans(_rows(source, times, pending, _reasons(found))))
     return Audit(path.name, sha256, source.unit, sum(span.rows for span in spans), jobs, spans)
@@ -97,23 +98,21 @@ def _sha256(job: store.Found) -> str | None:
     return report.sha256 if report else None
 
 
-def _of_job(workspace: Workspace, job: store.Found, accepted: Manifest | None) -> tuple[AuditedJob, "array[int]"]:
-    """The job, and the lines that it trained."""
-    in_model = accepted is not None and any(trained.job == job.id for trained in accepted.lineage)
-    note, checkpoint = workspace.run(job.id).consumed, None
-    if in_model and accepted and accepted.job == job.id:
+def _of_job(
+    workspace: Workspace, job: store.Found, accepted: Manifest | None
+) -> tuple[AuditedJob, "array[int]", "array[int]"]:
+    """The job, and the lines of the rows that it trained: in the accepted model, and since then in its training."""
+    part, checkpoint = checkpoints.part_of(accepted, job.id), None
+    here, later = array("I"), array("I")
+    if part.entries:
+        here = _read(workspace.run(job.id).consumed)[: part.rows]
+    if accepted and accepted.job == job.id:
         checkpoint = f"checkpoint-{accepted.step}"
-    if not in_model and job.state is State.PROCESSING:
-        newest = next((f for f in reversed(checkpoints.every(workspace)) if _is_of(f, job.id)), None)
-        if newest:
-            note, checkpoint = newest / checkpoints.CONSUMED, newest.name
-    lines = _read(note) if in_model or checkpoint else array("I")
-    return AuditedJob(job.id, job.state.value, in_model, checkpoint, len(lines)), lines
-
-
-def _is_of(folder: Path, job_id: str) -> bool:
-    manifest = checkpoints.read(folder)
-    return manifest is not None and manifest.job == job_id
+    newest = checkpoints.learned(workspace, job.id) if job.state is State.PROCESSING else None
+    if newest:
+        checkpoint, later = newest.name, _read(newest / checkpoints.CONSUMED)[len(here) :]
+    judged = AuditedJob(job.id, job.state.value, bool(part.entries), checkpoint, len(here) + len(later))
+    return judged, here, later
 
 
 def _read(note: Path) -> "array[int]":

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from daemon.core import files, locks
+from daemon.core import files, locks, room, tails
 from daemon.core.errors import NotFound
 from daemon.core.paths import Workspace
 from daemon.core.records import ENDED_STATES, WAITING_STATES, Desired, IntakeReport, Job, State, now
@@ -16,8 +16,8 @@ from daemon.jobs.inbox import dropped
 from daemon.jobs.store import printable
 
 FOLLOW_SECONDS = 0.2
+SILENT_SECONDS = 20.0  # twice the time after which a daemon with nothing to do says so again
 SHOWN_REJECTED_ROWS = 20
-TAIL_BYTES = 1 << 20  # room for the longest line, one with examples
 NOT_RUNNING = "daemon not running"
 
 # Every key that training_status.json promises; unknown is null, never missing.
@@ -27,7 +27,7 @@ STATUS_KEYS = (
     *("current_step", "total_steps", "job_step", "job_total_steps", "epoch", "progress_percent", "eta_seconds"),
     *("loss", "validation_loss", "val_train_gap", "gap_rating", "accuracy_percent", "think_tag_percent"),
     *("learning_rate", "grad_norm", "tokens_per_second", "steps_per_second", "skipped_updates", "generation_timeouts"),
-    *("current_example", "recent_examples", "queue", "exactness", "accepted_step", "last_checkpoint"),
+    *("current_example", "recent_examples", "queue", "exactness", "inexact", "accepted_step", "last_checkpoint"),
     *("resources", "components", "alerts", "error"),
 )
 # True only while somebody trains and somebody watches.
@@ -47,9 +47,13 @@ def status(workspace: Workspace) -> dict[str, Any]:
         shown |= {**dict.fromkeys(LIVE_KEYS), "status": "stopped", "reason": NOT_RUNNING}
     elif not written or _written_by_another(workspace, shown["pid"]):
         shown |= {**dict.fromkeys(LIVE_KEYS), "status": "starting", "reason": None}
+    working = locks.is_locked(workspace.worker_lock)
+    if running and (error := _disk_error(workspace, age)):
+        waits = {} if working or shown["reason"] == "user" else {"status": "paused", "reason": "disk"}
+        shown |= {"error": error, **waits}
     return shown | {
         "daemon_running": running,
-        "worker_running": locks.is_locked(workspace.worker_lock),
+        "worker_running": working,
         "stale": age is not None and age > (shown["stale_after_seconds"] or 0),
         "age_seconds": age,
         "last_seen": shown["updated_at"],
@@ -59,6 +63,16 @@ def status(workspace: Workspace) -> dict[str, Any]:
 def daemon_runs(workspace: Workspace) -> bool:
     """Whether a daemon holds this workspace now; known by its lock, never by a number."""
     return locks.is_locked(workspace.daemon_lock)
+
+
+def _disk_error(workspace: Workspace, age: float | None) -> dict[str, Any] | None:
+    """What the daemon cannot write, since the disk takes nothing: that it takes nothing."""
+    said = room.lacking(workspace.root)
+    # The reader's view may be read-only where the daemon's is not; then the daemon goes on writing.
+    if said is None or (said == room.READ_ONLY and (age or 0) < SILENT_SECONDS):
+        return None
+    message = f"the disk of {workspace.root} {said}"
+    return {"class": "disk", "message": message, "remedy": room.REMEDY, "at": now(), "job": None}
 
 
 def _written_by_another(workspace: Workspace, pid: int | None) -> bool:
@@ -84,11 +98,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 # ---- the queue ----
 
 
-def queue(workspace: Workspace, everything: bool = False) -> list[dict[str, Any]]:
-    """The job in training, then what waits in its order; with `everything` also what has ended."""
+def queue(workspace: Workspace, everything: bool = False, limit: int | None = None) -> list[dict[str, Any]]:
+    """The job in training, then what waits in its order, at most `limit`; with `everything` also what has ended."""
     blocker = _blocker(workspace)
     # In this order, a job that starts meanwhile is seen twice rather than never.
-    waiting, training = store.waiting(workspace), store.jobs(workspace, State.PROCESSING)
+    waiting = list(islice(store.iterate(workspace, *WAITING_STATES), limit))
+    training = store.jobs(workspace, State.PROCESSING)
     busy = len(training)
     rows = [_row(found) for found in training]
     started = {found.id for found in training}
@@ -100,8 +115,14 @@ def queue(workspace: Workspace, everything: bool = False) -> list[dict[str, Any]
         before += ready  # one that is held back lets the others pass
         rows.append(_row(found) | {"position": position, "waits_for": waits_for})
     if everything:
-        rows += [_row(found) for found in store.jobs(workspace, *ENDED_STATES)]
+        rows += [_row(found) for found in islice(store.iterate(workspace, *ENDED_STATES), limit)]
     return rows
+
+
+def count(workspace: Workspace, everything: bool = False) -> int:
+    """How many rows `queue` has without a limit; no file is opened."""
+    states = tuple(State) if everything else (*WAITING_STATES, State.PROCESSING)
+    return sum(number for state, number in store.counts(workspace).items() if state in states)
 
 
 def _blocker(workspace: Workspace) -> str | None:
@@ -165,10 +186,10 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
         "folder": str(found.folder.relative_to(workspace.root)),
         "record": found.job.model_dump(mode="json"),
         "report": _read(found.report),
-        "rejected_rows": _first_lines(found.folder / store.REJECTED_ROWS, SHOWN_REJECTED_ROWS),
+        "rejected_rows": tails.first_lines(found.folder / store.REJECTED_ROWS, SHOWN_REJECTED_ROWS),
         "run": {
             "folder": str(run.root.relative_to(workspace.root)),
-            "last_line": _last_line(run.log),
+            "last_line": tails.last_line(run.log),
             "attempts": _attempts(workspace, found.id),
             "verdict": _read(run.verdict),
         },
@@ -250,45 +271,14 @@ def log_lines(workspace: Workspace, job_id: str) -> list[dict[str, Any]]:
     return files.read_lines(workspace.run(job_id).log)
 
 
-def _first_lines(path: Path, count: int) -> list[dict[str, Any]]:
-    try:
-        with path.open("rb") as lines:
-            return [value for line in islice(lines, count) if (value := files.parse_line(line)) is not None]
-    except FileNotFoundError:
-        return []
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = log.read().splitlines()
-    except FileNotFoundError:
-        return None
-    return next((value for line in reversed(lines) if (value := files.parse_line(line)) is not None), None)
-
-
 def follow_log(workspace: Workspace, job_id: str) -> Iterator[dict[str, Any]]:
     """The lines so far and those to come, until the job has ended."""
     position = 0
     while True:
         # Looked at before reading: lines written until then are still shown.
         ended = has_ended(workspace, job_id) is not None
-        lines, position = _new_lines(workspace.run(job_id).log, position)
+        lines, position = tails.new_lines(workspace.run(job_id).log, position)
         yield from lines
         if ended:
             return
         time.sleep(FOLLOW_SECONDS)
-
-
-def _new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines from `position` on, and the position after them; half a line is left for the next look."""
-    try:
-        with path.open("rb") as log:
-            log.seek(position)
-            text = log.read()
-    except FileNotFoundError:
-        return [], position
-    whole = text[: text.rfind(b"\n") + 1]
-    lines = [line for raw in whole.splitlines() if (line := files.parse_line(raw)) is not None]
-    return lines, position + len(whole)

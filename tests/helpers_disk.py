@@ -105,10 +105,13 @@ def every_death(make: Callable[[str], Call]) -> Iterator[str]:
             yield name
 
 
-def every_failure(make: Callable[[str], Call], passed_over: frozenset[str] = frozenset()) -> Iterator[str]:
+def every_failure(
+    make: Callable[[str], Call], passed_over: frozenset[str] = frozenset(), told_later: str | None = None
+) -> Iterator[str]:
     """Let each call in turn fail with EIO and with ENOSPC, the latter after half of a write; yields after each.
 
-    The error has to reach the caller, but from the calls `passed_over`, whose failure has another way round.
+    The error has to reach the caller, but from the calls `passed_over`, whose failure has another way round, and but
+    for a lack of room for the file of the name `told_later`, which waits for some.
     """
     for code in (errno.EIO, errno.ENOSPC):
         for number in range(1, MOST_CALLS):
@@ -117,20 +120,23 @@ def every_failure(make: Callable[[str], Call], passed_over: frozenset[str] = fro
             if failed is None:
                 assert number > 1
                 break
-            call, error = failed
-            assert call in passed_over or (error is not None and error.errno == code), f"{name}: {call} failed silently"
+            call, place, error = failed
+            waits = code == errno.ENOSPC and place == told_later
+            told = error is not None and error.errno == code
+            assert call in passed_over or waits or told, f"{name}: {call} failed silently"
             yield name
 
 
-def _fail_at(operation: Call, number: int, code: int) -> tuple[str, OSError | None] | None:
-    calls, failed = 0, ""
+def _fail_at(operation: Call, number: int, code: int) -> tuple[str, str | None, OSError | None] | None:
+    """The call that failed, the name of its file or folder, and what the caller was told."""
+    calls, failed, place = 0, "", None
 
     def around(name: str, call: Call, arguments: tuple[Any, ...]) -> Any:
-        nonlocal calls, failed
+        nonlocal calls, failed, place
         calls += 1
         if calls != number:
             return call()
-        failed = name
+        failed, place = name, _name_of(arguments[0])
         if code == errno.ENOSPC:
             halfway(name, arguments)
         raise OSError(code, os.strerror(code), "a disk made to fail")
@@ -139,8 +145,14 @@ def _fail_at(operation: Call, number: int, code: int) -> tuple[str, OSError | No
         with without_waiting(), disk_with(around):
             operation()
     except OSError as error:
-        return failed, error
-    return (failed, None) if failed else None
+        return failed, place, error
+    return (failed, place, None) if failed else None
+
+
+def _name_of(argument: Any) -> str | None:
+    if isinstance(argument, int):
+        argument = os.readlink(f"/proc/self/fd/{argument}")
+    return Path(argument).name
 
 
 class Recorder:

@@ -25,8 +25,8 @@ from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import ENDED_STATES, Answer, Desired, IntakeReport, Job, State, Verdict, Wish, now
 from daemon.data import intake, tokens
 from daemon.jobs import inbox, ledger, store
-from daemon.models import base, checkpoints, create
-from daemon.service import going_back, main, settling
+from daemon.models import base, checkpoints, create, trash
+from daemon.service import going_back, main, rebuilding, settling
 from daemon.service import wishes as obeying
 from daemon.service.context import Context
 from daemon.service.logs import DailyFile
@@ -48,8 +48,8 @@ ANYWAY: Any = None  # what no part of these steps looks at
 class NoServer(Runner):
     """Attempts are handed to nobody: what a worker does has a plot of its own."""
 
-    async def ensure_server(self) -> None:
-        pass
+    async def ensure_server(self) -> bool:
+        return True
 
     async def hand_over(self, attempt: Attempt) -> None:
         pass
@@ -268,6 +268,7 @@ def many_wishes(workspace: Workspace) -> None:
     jobs = {state: put_job(workspace, state, f"{state}.jsonl") for state in (State.LOW, State.NORMAL, State.FAILED)}
     for found in jobs.values():
         found.data.write_bytes(found.id.encode())
+    freeze(workspace, jobs[State.FAILED])
     ask(workspace, "set_priority", jobs[State.LOW].id, priority="high")
     ask(workspace, "remove", jobs[State.NORMAL].id)
     ask(workspace, "retry", jobs[State.FAILED].id, again=True)
@@ -277,6 +278,12 @@ def many_wishes(workspace: Workspace) -> None:
         (workspace.wishes / name).write_text(json.dumps({"id": "0", "done": True, "message": "", "at": ""}))
         os.utime(workspace.wishes / name, (time.time() - OLD_SECONDS,) * 2)
     workspace.stop_file.write_text("")
+
+
+def freeze(workspace: Workspace, found: store.Found) -> None:
+    """The job was begun once."""
+    files.make_folder(workspace.run(found.id).root)
+    workspace.run(found.id).config.write_text("learning_rate: 1\n")
 
 
 def answers(workspace: Workspace) -> dict[str, Answer]:
@@ -295,6 +302,7 @@ def answered_is_true(workspace: Workspace) -> None:
         assert "normal.jsonl" not in jobs
     if "waiting again" in said:
         assert jobs["failed.jsonl"].state is State.NORMAL
+        assert not workspace.run(jobs["failed.jsonl"].id).config.exists(), "it begins with today's settings"
     if "paused" in said:
         assert Desired.load(workspace.desired) and open_context(workspace).desired.paused
     data = [f.parent.name for f in workspace.root.rglob("data.jsonl") if f.read_text() == f.parent.name]
@@ -347,7 +355,7 @@ def leaving(workspace: Workspace) -> None:
     lock.describe({"pid": os.getpid(), "attempt": str(attempt.root), "start_time": 0.0})
     try:
         daemon = main.Daemon(workspace, config.load(workspace.config, {})[0])
-        asyncio.run(daemon._round({}))
+        asyncio.run(daemon._round({"end the worker": daemon.steps["end the worker"]}))
     finally:
         lock.release()
 
@@ -542,6 +550,7 @@ def put_back_by_hand(workspace: Workspace) -> None:
     a_good_job(workspace)
     found = the_only(workspace)
     found.job.model_copy(update={"reason": "because", "remedy": "this"}).save(found.folder / store.RECORD)
+    freeze(workspace, found)
 
 
 def a_damaged_report(workspace: Workspace) -> None:
@@ -556,7 +565,8 @@ async def only_take(context: Context) -> None:
 
 
 def waits_without_a_reason(workspace: Workspace) -> None:
-    assert the_only(workspace).job.reason is None
+    found = the_only(workspace)
+    assert found.job.reason is None and not workspace.run(found.id).config.exists()
 
 
 def report_is_gone(workspace: Workspace) -> None:
@@ -655,6 +665,167 @@ def nothing_is_accepted(workspace: Workspace) -> None:
 def outcome_is_taken_back(workspace: Workspace) -> None:
     nothing_is_accepted(workspace)
     assert not workspace.run(the_job(workspace).id).attempt(1).outcome.exists()
+
+
+def skipped_and_kept(workspace: Workspace, loss: float = 1.0) -> None:
+    """A worker has saved and evaluated what it had learned when it was told to keep it."""
+    done(workspace, loss)
+    found = the_job(workspace)
+    trash.delete(workspace, workspace.checkpoint(10))
+    lineage = [
+        {"job": found.id, "file": "x", "sha256": "b" * 64, "rows": 2, "epochs": 1, "steps": 1, "rows_trained": 1}
+    ]
+    latest = checkpoints.name_of(workspace.checkpoint(9))
+    put_checkpoint(workspace, 10, found.id, latest, lineage=lineage, final=False, job_step=1)
+    attempt = workspace.run(found.id).attempt(1)
+    assignment = json.loads((Path(__file__).parent / "golden/Assignment.json").read_text())
+    Assignment.model_validate(assignment | {"job": found.id, "holdout_key": "9" * 64}).save(attempt.assignment)
+    outcome = {"kind": "stopped", "code": 11, "message": "", "checkpoint": "checkpoint-10", "job_step": 1, "at": now()}
+    Outcome.model_validate(outcome).save(attempt.outcome)
+    Desired(skip=found.id, keep=True).save(workspace.desired)
+
+
+def kept_only_by_a_verdict(workspace: Workspace) -> None:
+    """`latest` moves after the gate; a job in skipped says truly whether the model contains a part of it."""
+    found = the_job(workspace)
+    every_record_can_be_read(workspace)
+    verdict = Verdict.load(workspace.run(found.id).verdict)
+    new = checkpoints.latest(workspace) == workspace.checkpoint(10)
+    assert not new or (verdict and verdict.passed and verdict.kept)
+    if found.state is State.SKIPPED:
+        assert new and found.job.reason and "are in the model" in found.job.reason
+        assert ledger.accepted(workspace)[found.id] == "checkpoint-10"
+    assert new or open_context(workspace).desired.keep or found.state is State.REJECTED
+
+
+def is_kept(workspace: Workspace) -> None:
+    kept_only_by_a_verdict(workspace)
+    found = the_job(workspace)
+    assert found.state is State.SKIPPED
+    (line,) = ledger.lines(workspace)
+    assert (line.outcome, line.checkpoint, line.steps) == ("skipped", "checkpoint-10", 1)
+    consumed = workspace.checkpoint(10) / checkpoints.CONSUMED
+    assert workspace.run(found.id).consumed.read_bytes() == consumed.read_bytes()
+    assert workspace.run(found.id).results.read_text()
+
+
+async def settle_thrice(context: Context) -> None:
+    for _ in range(3):
+        await settling.settle(context)
+
+
+def is_not_kept(workspace: Workspace) -> None:
+    kept_only_by_a_verdict(workspace)
+    assert the_job(workspace).state is State.REJECTED
+    assert checkpoints.latest(workspace) == workspace.checkpoint(9)
+
+
+def kept_but_damaged(workspace: Workspace) -> None:
+    skipped_and_kept(workspace)
+    (workspace.checkpoint(10) / "optimizer.pt").write_bytes(b"damaged")
+
+
+def is_dropped(workspace: Workspace) -> None:
+    assert latest_is_good(workspace) == workspace.checkpoint(9)
+    assert the_job(workspace).state is State.SKIPPED and ledger.accepted(workspace) == {}
+
+
+def nothing_new_is_accepted(workspace: Workspace) -> None:
+    the_job(workspace)
+    assert latest_is_good(workspace) == workspace.checkpoint(9)
+
+
+def to_be_evaluated(workspace: Workspace) -> None:
+    """Paused first and skipped then: the worker saved, and did not evaluate."""
+    a_good_job(workspace)
+    asyncio.run(take_and_start(context_of(workspace)))
+    found = the_only(workspace)
+    put_checkpoint(workspace, 1, job=found.id, final=False, job_step=1)
+    attempt = workspace.run(found.id).attempt(1)
+    Outcome(kind="paused", code=10, message="", checkpoint="checkpoint-1", job_step=1, at=now()).save(attempt.outcome)
+    Desired(skip=found.id, keep=True).save(workspace.desired)
+
+
+def goes_on_only_from_what_was_learned(workspace: Workspace) -> None:
+    one_job_is_whole(workspace)
+    assert checkpoints.damage(workspace.checkpoint(1)) is None
+
+
+def is_told_to_evaluate(workspace: Workspace) -> None:
+    """The control may be missing where the power failed before the hand-over; then the loop tells the worker."""
+    newest = workspace.run(the_only(workspace).id).newest_attempt()
+    assert newest and newest.number >= 2
+    assert open_context(workspace).desired.keep
+
+
+def a_kept_part_is_damaged(workspace: Workspace) -> None:
+    """As three that are accepted; the third was skipped, and what it had learned was kept."""
+    folder = three_are_accepted(workspace)
+    (third,) = [found for found in store.jobs(workspace, State.COMPLETED) if found.job.file == "30.jsonl"]
+    third.folder.rename(workspace.state(State.SKIPPED) / third.id)
+    ledger.record(workspace, ledger_line(job=third.id, outcome="skipped", checkpoint=folder.name))
+    os.truncate(folder / "model.safetensors", 3)
+
+
+def the_part_is_said_to_be_lost(workspace: Workspace) -> None:
+    assert latest_is_good(workspace) == workspace.checkpoint(20)
+    (skipped,) = store.jobs(workspace, State.SKIPPED)
+    assert skipped.job.reason and "was lost" in skipped.job.reason
+    assert list(ledger.accepted(workspace).values()) == ["checkpoint-10", "checkpoint-20"]
+
+
+# ---- the ledger, made anew ----
+
+
+def a_damaged_ledger(workspace: Workspace) -> None:
+    three_are_accepted(workspace)
+    lines = workspace.ledger.read_bytes().splitlines(keepends=True)
+    workspace.ledger.write_bytes(lines[0] + b"{damaged\n" + b"".join(lines[1:]) + b'{"torn')
+    for found in store.jobs(workspace, State.COMPLETED):
+        found.job.model_copy(update={"moved_at": now()}).save(found.folder / store.RECORD)
+
+
+def look_after_ledger(workspace: Workspace) -> None:
+    rebuilding.look_after_ledger(context_of(workspace))
+
+
+def nothing_is_forgotten(workspace: Workspace) -> None:
+    """The lines can be read, here or in the copy that is kept."""
+    ledgers = list(workspace.runs.glob("ledger*.jsonl"))
+    assert len(ledgers) <= 3 and any(b"{damaged" in path.read_bytes() for path in ledgers)
+
+
+def the_ledger_is_whole(workspace: Workspace) -> None:
+    nothing_is_forgotten(workspace)
+    assert ledger.damage(workspace) is None
+    assert list(ledger.accepted(workspace).values()) == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
+
+
+# ---- answers that were given ----
+
+
+def answered_before(workspace: Workspace) -> None:
+    """A crash came between an answer and the removal of its wish; another wishes the daemon to stop."""
+    ask(workspace, "retry", put_job(workspace, State.FAILED).id)
+    (path,) = workspace.wishes.glob("*.json")
+    Answer(id=path.stem, done=True, message="done before", at=now()).save(path.with_name(f"{path.stem}.answer.json"))
+    ask(workspace, "stop")
+
+
+async def obey_and_end(context: Context) -> None:
+    obeying.answer_stops(context)
+    await obeying.obey(context)
+
+
+def is_not_done_again(workspace: Workspace) -> None:
+    assert the_job(workspace).state is State.FAILED
+    assert sum(answer.message == "done before" for answer in answers(workspace).values()) == 1
+
+
+def all_have_one_answer(workspace: Workspace) -> None:
+    is_not_done_again(workspace)
+    assert len(answers(workspace)) == 2 and open_context(workspace).desired.stop is None
+    assert all(path.name.endswith(".answer.json") for path in workspace.wishes.glob("[!.]*.json"))
 
 
 # ---- workspaces, settings, looks ----
@@ -895,6 +1066,30 @@ PLOTS |= {
     "reject": Plot(lambda w: done(w, 9.0), run(settle), run(settle), accepted_only_by_a_verdict, is_rejected),
     "refuse a damaged checkpoint": Plot(
         done_but_damaged, run(settle), run(settle), nothing_is_accepted, outcome_is_taken_back
+    ),
+    "keep": Plot(skipped_and_kept, run(settle_thrice), run(settle_thrice), kept_only_by_a_verdict, is_kept),
+    "keep in vain": Plot(
+        lambda w: skipped_and_kept(w, 9.0), run(settle_thrice), run(settle_thrice), kept_only_by_a_verdict, is_not_kept
+    ),
+    "keep what is damaged": Plot(
+        kept_but_damaged, run(settle_thrice), run(settle_thrice), nothing_new_is_accepted, is_dropped
+    ),
+    "evaluate what is to be kept": Plot(
+        to_be_evaluated,
+        run(take_and_start),
+        run(take_and_start),
+        goes_on_only_from_what_was_learned,
+        is_told_to_evaluate,
+        examined_workspace,
+    ),
+    "go back before a kept part": Plot(
+        a_kept_part_is_damaged, run(look_after_model), run(look_after_model), nothing, the_part_is_said_to_be_lost
+    ),
+    "make the ledger anew": Plot(
+        a_damaged_ledger, look_after_ledger, look_after_ledger, nothing_is_forgotten, the_ledger_is_whole
+    ),
+    "answered before": Plot(
+        answered_before, run(obey_and_end), run(obey_and_end), is_not_done_again, all_have_one_answer
     ),
     "go back": Plot(
         the_accepted_is_damaged, run(look_after_model), run(look_after_model), one_model_is_whole, is_back_at_20

@@ -201,7 +201,7 @@ COPY = """    shutil.copytree(source, target) if source.is_dir() else shutil.cop
     disk.rmtree(source) if source.is_dir() else disk.unlink(source)
 """
 FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {  # module, function, right, wrong, and where it is noticed
-    "no fsync of a file": (files, "write", "        disk.fsync(descriptor)\n", "", "store.move"),
+    "no fsync of a file": (files, "write", "            disk.fsync(descriptor)\n", "", "store.move"),
     "no fsync of the folder of a file": (files, "write", "    sync_folder(path.parent)\n", "", "change a setting"),
     "no fsync of a line": (
         files,
@@ -210,7 +210,7 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {  # module, function
         "",
         "settling.end",
     ),
-    "no fsync of a copy": (files, "copy", "            disk.fsync(descriptor)\n", "", "add"),
+    "no fsync of a copy": (files, "copy", "                disk.fsync(descriptor)\n", "", "add"),
     "no fsync of the target's folder": (files, "move", "    sync_folder(target.parent)\n", "", "store.move"),
     "no fsync of the source's folder": (
         files,
@@ -223,8 +223,8 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {  # module, function
     "no fsync of staged files": (
         files,
         "stage",
-        "            sync_file(Path(inner) / name)\n",
-        "            pass\n",
+        "                sync_file(Path(inner) / name)\n",
+        "                pass\n",
         "read",
     ),
     "no fsync of a hidden tree": (
@@ -277,8 +277,8 @@ FAULTS: dict[str, tuple[ModuleType, str, str, str, str]] = {  # module, function
     "a wish taken away before its answer": (
         obeying,
         "obey",
-        '            answer.save(path.with_name(f"{path.stem}.answer.json"))\n            files.remove(path)\n',
-        '            files.remove(path)\n            answer.save(path.with_name(f"{path.stem}.answer.json"))\n',
+        "            answer.save(answer_of(path))\n            files.remove(path)\n",
+        "            files.remove(path)\n            answer.save(answer_of(path))\n",
         "obey",
     ),
     "the report before the data": (

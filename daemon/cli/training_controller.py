@@ -71,9 +71,12 @@ def stop(
     ask(face(context, base_dir, as_json), "stop", options={"now": now}, no_wait=no_wait, timeout=timeout)
 
 
-@app.command(epilog=show_examples("training_controller skip", "training_controller skip --base-dir ~/my-model"))
+@app.command(epilog=show_examples("training_controller skip", "training_controller skip --keep"))
 def skip(
     context: typer.Context,
+    keep: Annotated[
+        bool, typer.Option("--keep/--drop", help="Keep what it has learned, if that passes the gate; or drop it.")
+    ] = False,
     no_wait: NoWait = False,
     timeout: Timeout = wishes.WAIT_SECONDS,
     base_dir: BaseDir = None,
@@ -81,13 +84,13 @@ def skip(
 ) -> None:
     """Give up the file in training.
 
-    It goes to queue/skipped, and the model stays as it was.
+    It goes to queue/skipped. The model stays as it was, or with --keep contains what was learned so far.
     """
     shown = face(context, base_dir, as_json)
     job = views.in_training(shown.workspace)
     if job is None:
         raise Refused("Nothing is being trained.", "training_queue remove ID takes out a file that waits")
-    ask(shown, "skip", job, no_wait=no_wait, timeout=timeout)
+    ask(shown, "skip", job, {"keep": keep}, no_wait=no_wait, timeout=timeout)
 
 
 def _show_status(shown: Face) -> None:

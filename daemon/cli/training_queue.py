@@ -14,6 +14,8 @@ from daemon.core.errors import Exit, UsageError
 from daemon.core.paths import Workspace
 from daemon.core.records import Priority, State
 
+MOST_SHOWN = 50
+
 app = new_app(
     "training_queue",
     "Add files, see what waits and what became of it. Without a command it lists the queue.",
@@ -40,7 +42,7 @@ JobText = Annotated[
 def begin(context: typer.Context, base_dir: BaseDir = None, as_json: AsJson = False) -> None:
     context.obj = Face(base_dir, as_json)
     if context.invoked_subcommand is None:
-        _list(context.obj, everything=False)
+        _list(context.obj, everything=False, limit=None)
 
 
 # ---- looking ----
@@ -50,21 +52,27 @@ def begin(context: typer.Context, base_dir: BaseDir = None, as_json: AsJson = Fa
 def list_jobs(
     context: typer.Context,
     everything: Annotated[bool, typer.Option("--all", help="Also what has ended.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"Show at most so many that wait; else {MOST_SHOWN}, with --json all.")
+    ] = None,
     base_dir: BaseDir = None,
     as_json: AsJson = False,
 ) -> None:
     """What is in training and what waits, in its order."""
-    _list(face(context, base_dir, as_json), everything)
+    _list(face(context, base_dir, as_json), everything, limit)
 
 
-def _list(shown: Face, everything: bool) -> None:
-    rows, inbox = views.queue(shown.workspace, everything), views.inbox(shown.workspace)
+def _list(shown: Face, everything: bool, limit: int | None) -> None:
+    limit = limit if shown.as_json else limit or MOST_SHOWN
+    rows, inbox = views.queue(shown.workspace, everything, limit), views.inbox(shown.workspace)
     if shown.as_json:
         shown.say("", rows)
         return
     from daemon.cli import words  # rich is loaded only where something is drawn
 
     words.show(words.queue(rows) if rows else "nothing waits")
+    if (more := views.count(shown.workspace, everything) - len(rows)) > 0:
+        words.show(f"and {more:,} more: training_queue list --limit {len(rows) + more}")
     if inbox:
         words.show(f"in the inbox, not taken in yet: {', '.join(inbox)}")
 

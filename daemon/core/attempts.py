@@ -8,6 +8,11 @@ from typing import Any, Literal, Self
 from daemon.core import files
 from daemon.core.records import Record
 
+# Of the files and signals between daemon and worker: raised where one side would misunderstand the other as it was
+# before. What every protocol keeps: the lock with the process and its attempt, SIGTERM (save, end), SIGUSR1 (stacks).
+PROTOCOL = 1
+SERVER_READY = "ready"  # what the fork server prints, as a line, once it can take an attempt
+
 Exactness = Literal["bitwise", "statistical"]
 
 
@@ -26,7 +31,9 @@ class Trained(Record):
     sha256: str
     rows: int
     epochs: int
-    steps: int  # updates taken for it
+    steps: int  # updates taken for it; a file that was skipped, kept and tried again has an entry for each time
+    rows_trained: int | None = None  # each counted as often as it was; None in the manifests of earlier releases
+    stream_at: int | None = None  # global_step that names the file's stream of rows
 
 
 class FileSeal(Record):
@@ -40,9 +47,10 @@ class Manifest(Record):
     job: str
     attempt: int
     step: int  # global_step: updates that the weights contain
-    base_step: int  # global_step of the parent
+    base_step: int  # step - job_step: the global_step of the parent, less `first_step`
     job_step: int  # updates of this job
     job_total_steps: int
+    first_step: int = 0  # updates of this job that the parent contains already, kept when it was skipped
     rows_consumed: int  # rows trained for this job, each counted as often as it was: the length of consumed.bin
     final: bool  # the job's last update is in it
     parent: CheckpointName | None  # the accepted checkpoint it grew from; None = the base model
@@ -51,9 +59,10 @@ class Manifest(Record):
     method: str
     skipped_updates: int = 0
     plan: str  # sha256 of all that decides rows, order and arithmetic; another plan cannot be continued exactly
-    versions: dict[str, str]  # of the libraries
+    versions: dict[str, str]  # of the libraries; and the processors
     threads: int
     exactness: Exactness
+    inexact: str | None = None  # why this job is not bit for bit that of an undisturbed training, in words
     created_at: str
     files: dict[str, FileSeal]
 
@@ -85,6 +94,7 @@ class Assignment(Record):
     file: str
     data_sha256: str
     attempt: int
+    first_attempt: int = 1  # of this beginning at the first row; earlier ones were before a retry
     workspace: str  # absolute path
     settings: dict[str, Any]  # frozen: config.json with the job's sidecar applied
     tokens: str  # folder of the job's token cache, relative to the workspace
@@ -95,17 +105,21 @@ class Assignment(Record):
     parent: CheckpointName | None
     parent_lineage: list[Trained]
     base_step: int
+    stream_at: int | None = None  # names the stream of rows; None = base_step
+    first_step: int = 0  # updates of this job that the parent contains already
+    first_rows: int = 0  # the rows of those
     resume: str | None  # this job's checkpoint to go on from
     before: float | None  # validation loss of the parent on the whole holdout, where it is known
     rows: int
     total_steps: int
     lineage_has_optimizer: bool = True
+    protocol: int = 1  # of the daemon that wrote it
 
 
 class Control(Record):
     """`control.json`: what the daemon wants of the worker at the next step."""
 
-    action: Literal["pause", "stop", "drop"]  # drop: end without saving
+    action: Literal["pause", "stop", "drop", "keep"]  # drop: end without saving; keep: save, evaluate, end
     reason: str
 
 

@@ -32,6 +32,7 @@ class WorkerExit(IntEnum):
     DISK_FULL = 33
     BUG = 40
     BUSY = 41  # another worker holds the workspace: this attempt did nothing
+    OTHER_PROTOCOL = 42  # the daemon is of another version than the installed package: this attempt did nothing
 
 
 class DaemonError(Exception):

@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+from daemon.core import room
 
 CHUNK = 1 << 20
 STAGE_PREFIX = ".stage-"
@@ -34,6 +36,9 @@ class Disk:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
@@ -74,13 +79,26 @@ def write(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data`, whole or not at all, durably."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     descriptor = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        disk.write(descriptor, data.encode() if isinstance(data, str) else data)
-        disk.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    disk.rename(temporary, path)
+    with _taken_back(temporary):
+        try:
+            disk.write(descriptor, data.encode() if isinstance(data, str) else data)
+            disk.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(temporary, path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _taken_back(path: Path) -> Iterator[None]:
+    """Half of a file or folder must not keep the room whose lack has ended it."""
+    try:
+        yield
+    except Exception as error:
+        if room.refusal(error):
+            with suppress(OSError):
+                disk.rmtree(path) if path.is_dir() else disk.unlink(path)
+        raise
 
 
 def write_json(path: Path, value: BaseModel | dict[str, Any]) -> None:
@@ -96,7 +114,12 @@ def append_json(path: Path, value: BaseModel | dict[str, Any], *, durable: bool 
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = "\n" + line
-        disk.write(descriptor, line.encode())
+        try:
+            disk.write(descriptor, line.encode())
+        except OSError:
+            with suppress(OSError):  # what then stays is ended by the next line
+                disk.truncate(descriptor, size)
+            raise
         if durable:
             disk.fsync(descriptor)
     finally:
@@ -159,11 +182,12 @@ def stage(target: Path) -> Iterator[Path]:
     if folder.exists():
         disk.rmtree(folder)
     disk.mkdir(folder)
-    yield folder
-    for inner, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync_file(Path(inner) / name)
-        sync_folder(Path(inner))
+    with _taken_back(folder):
+        yield folder
+        for inner, _, names in os.walk(folder, topdown=False):
+            for name in names:
+                sync_file(Path(inner) / name)
+            sync_folder(Path(inner))
     move(folder, target)
 
 
@@ -171,15 +195,16 @@ def copy(source: Path, target: Path) -> None:
     """A durable copy of one file, sharing blocks where the filesystem can (reflink)."""
     with source.open("rb") as original:
         descriptor = disk.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
+        with _taken_back(target):
             try:
-                disk.clone(original.fileno(), descriptor)
-            except OSError:
-                while chunk := original.read(CHUNK):
-                    disk.write(descriptor, chunk)
-            disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+                try:
+                    disk.clone(original.fileno(), descriptor)
+                except OSError:
+                    while chunk := original.read(CHUNK):
+                        disk.write(descriptor, chunk)
+                disk.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -243,10 +268,9 @@ def _sync(path: Path, flags: int) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`; None where there is no file. Raises ValueError where it is not JSON."""
     try:
-        text = path.read_text()
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {type(value).__name__}, not an object")
     return value

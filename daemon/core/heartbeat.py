@@ -46,7 +46,11 @@ class Heartbeat:
     """The writer's side; one writer."""
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(PAGE_BYTES))
+        try:
+            path.write_bytes(bytes(PAGE_BYTES))
+        except OSError:
+            path.unlink(missing_ok=True)  # an empty page would say that the worker had begun
+            raise
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         # Words, each stored whole: struct.pack_into would show zeros in between.
         self._words = memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q")

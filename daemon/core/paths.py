@@ -92,6 +92,11 @@ class Attempt:
         return self.root / "evaluation.json"
 
     @property
+    def stacks(self) -> Path:
+        """Where the worker writes what each of its threads is doing, whenever it gets SIGUSR1."""
+        return self.root / "stacks.txt"
+
+    @property
     def outcome(self) -> Path:
         return self.root / "outcome.json"
 

@@ -141,7 +141,7 @@ class IntakeReport(Record):
 
 
 class Verdict(Record):
-    """`verdict.json`: what the gate said of a final checkpoint."""
+    """`verdict.json`: what the gate said of a final checkpoint, or of what a skipped job had learned."""
 
     passed: bool
     attempt: int  # the verdict counts as long as this is the job's newest attempt
@@ -152,6 +152,7 @@ class Verdict(Record):
     validation_loss: float | None
     accepted_loss: float | None  # of the accepted model, on the same holdout
     best_loss: float | None  # of the best accepted model, on the same holdout
+    kept: bool = False  # not final: the job was skipped and what it had learned was to be kept
     at: str
 
 
@@ -165,7 +166,7 @@ class LedgerLine(Record):
     steps: int
     outcome: str  # completed, failed, rejected, skipped, undone
     reason: str | None
-    checkpoint: str | None
+    checkpoint: str | None  # in which the model contains the job, or the part of it that was kept
     version: str | None = None
     bad_rows: int | None = None  # left out; None in the lines of earlier releases
     too_long_rows: int | None = None
@@ -204,6 +205,7 @@ class Desired(Record):
     reason: str | None = None  # user, config, disk, …
     stop: Literal["after_file", "now"] | None = None
     skip: str | None = None  # the job that is to be skipped
+    keep: bool = False  # what it has learned is to pass the gate first
 
 
 class Sidecar(BaseModel):

@@ -1,10 +1,10 @@
 """Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
 
 `python -P -m daemon.data.intake [--settings JSON] [--outside] WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is
-written, whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy"} and the
-file is not judged. Without a job it makes the holdout's cache only; without settings those of config.json are in force.
-One at a time in a workspace; what an interrupted one left is made anew. With `--outside` the job's folder lies outside
-of the workspace, nothing in the workspace is changed, and any number may run.
+written, whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy", "reason"}
+and the file is not judged. Without a job it makes the holdout's cache only; without settings those of config.json are
+in force. One at a time in a workspace; what an interrupted one left is made anew. With `--outside` the job's folder
+lies outside of the workspace, nothing in the workspace is changed, and any number may run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from daemon.core import config, files
+from daemon.core import config, files, room
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError, Exit, WorkerExit
 from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
     except DaemonError as error:
         return _blame_workspace(error.message, error.remedy)
     except OSError as error:
-        return _blame_workspace(f"Intake could not go on: {error}.", "free disk space or correct the permissions")
+        if said := room.refusal(error):
+            return _blame_workspace(f"Intake could not go on: the disk {said}.", room.REMEDY, "disk")
+        return _blame_workspace(f"Intake could not go on: {error}.", "correct the permissions")
     return Exit.GOOD
 
 
@@ -64,8 +66,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _blame_workspace(message: str, remedy: str) -> int:
-    sys.stdout.write(json.dumps({"message": message, "remedy": remedy}) + "\n")
+def _blame_workspace(message: str, remedy: str, reason: str = "environment") -> int:
+    sys.stdout.write(json.dumps({"message": message, "remedy": remedy, "reason": reason}) + "\n")
     return WorkerExit.BAD_CONFIG
 
 

@@ -7,12 +7,20 @@ from daemon.core.config import Gate
 from daemon.core.records import Verdict, now
 
 
-def judge(gate: Gate, manifest: Manifest, checkpoint: str, evaluation: Evaluation, best: float | None) -> Verdict:
-    """The verdict on a final, verified checkpoint. A pure function but for the time of day.
+def judge(
+    gate: Gate,
+    manifest: Manifest,
+    checkpoint: str,
+    evaluation: Evaluation,
+    best: float | None,
+    *,
+    kept: bool = False,
+) -> Verdict:
+    """The verdict on a verified checkpoint: a final one, or one that is `kept`. Pure but for the time of day.
 
     `evaluation.before` is the accepted model's loss, `best` the lowest accepted so far, both on the same holdout.
     """
-    passed, reason = _reasoned(gate, manifest, evaluation, best)
+    passed, reason = _reasoned(gate, manifest, evaluation, best, kept)
     return Verdict(
         passed=passed,
         attempt=manifest.attempt,
@@ -23,13 +31,16 @@ def judge(gate: Gate, manifest: Manifest, checkpoint: str, evaluation: Evaluatio
         validation_loss=evaluation.after,
         accepted_loss=evaluation.before,
         best_loss=best,
+        kept=kept,
         at=now(),
     )
 
 
-def _reasoned(gate: Gate, manifest: Manifest, evaluation: Evaluation, best: float | None) -> tuple[bool, str]:
+def _reasoned(
+    gate: Gate, manifest: Manifest, evaluation: Evaluation, best: float | None, kept: bool
+) -> tuple[bool, str]:
     after = evaluation.after
-    if not manifest.final:
+    if not (manifest.final or kept):
         return False, "the training did not reach its end"
     figures = f"holdout loss {after:.4f}" if after is not None else "no holdout loss"
     if evaluation.before is not None:
@@ -37,7 +48,8 @@ def _reasoned(gate: Gate, manifest: Manifest, evaluation: Evaluation, best: floa
     if gate.mode == "off":
         return True, f"the gate is off; {figures}"
     if evaluation.holdout_key is None:
-        return True, "ended well; there is no holdout, so nothing else was checked"
+        how = "kept as asked" if kept else "ended well"
+        return True, f"{how}; there is no holdout, so nothing else was checked"
     if after is None or not math.isfinite(after):
         return False, "the holdout loss is not a finite number"
     bounds = [

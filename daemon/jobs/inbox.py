@@ -43,11 +43,20 @@ def dropped(workspace: Workspace) -> list[Dropped]:
     places += [(workspace.queue / name, name) for name in get_args(Priority)]
     found = []
     for folder, priority in places:
-        for path in _entries(folder):
-            mine = folder == workspace.inbox or not path.is_dir() or path.is_symlink()
-            if mine and not _ignored(path):
-                found.append(Dropped(path, priority))
+        # What waits lies here too, perhaps ten thousand folders: a scan knows them without looking at each.
+        for entry in _scanned(folder):
+            mine = folder == workspace.inbox or not entry.is_dir(follow_symlinks=False)
+            if mine and not _ignored(entry.name):
+                found.append(Dropped(folder / entry.name, priority))
     return found
+
+
+def _scanned(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except FileNotFoundError:
+        return []
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -57,8 +66,8 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _ignored(path: Path) -> bool:
-    name = path.name.lower()
+def _ignored(name: str) -> bool:
+    name = name.lower()
     return name.startswith(".") or name.endswith(UNFINISHED_SUFFIXES) or name.endswith(SIDECAR_SUFFIXES)
 
 

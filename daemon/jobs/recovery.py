@@ -23,7 +23,9 @@ class Ending(StrEnum):
     DISK_FULL = "disk_full"
     BUG = "bug"
     KILLED = "killed"
+    VANISHED = "vanished"  # its parent, the fork server, went with it: the machine went down, or all of it was killed
     NOT_STARTED = "not_started"  # the worker never came to life; nothing of the job was tried
+    OTHER_PROTOCOL = "other_protocol"  # the same: it is of another version than the daemon
 
 
 class Action(StrEnum):
@@ -47,20 +49,26 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending(outcome.kind), outcome.message
     if exit_info is not None and exit_info.code == WorkerExit.BUSY:
         return Ending.NOT_STARTED, "another worker held the workspace"
+    if exit_info is not None and exit_info.code == WorkerExit.OTHER_PROTOCOL:
+        return Ending.OTHER_PROTOCOL, "the installed package is of another version than the daemon that runs"
+    if exit_info is not None and exit_info.code == WorkerExit.DISK_FULL:
+        return Ending.DISK_FULL, "the disk did not take what the worker had to write"
     if not started:
         return Ending.NOT_STARTED, "the worker never came to life"
     if exit_info is not None and exit_info.signal is not None:
         return Ending.KILLED, f"the worker was ended by signal {exit_info.signal}"
-    return Ending.KILLED, "the worker vanished without a word (killed, or the machine went down)"
+    if exit_info is not None:
+        return Ending.KILLED, f"the worker vanished without a word, with exit code {exit_info.code}"
+    return Ending.VANISHED, "the worker vanished together with its fork server (the machine went down?)"
 
 
 def decide(ending: Ending, reason: str, without_progress: int) -> Decision:
     """What to do after an attempt; `without_progress` counts the failed attempts since the job last advanced."""
     if ending is Ending.DONE:
         return Decision(Action.GATE, reason)
-    if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED):
+    if ending in (Ending.PAUSED, Ending.STOPPED, Ending.NOT_STARTED, Ending.VANISHED):
         return Decision(Action.GO_ON, reason)
-    if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL):
+    if ending in (Ending.BAD_CONFIG, Ending.DISK_FULL, Ending.OTHER_PROTOCOL):
         return Decision(Action.PAUSE, reason)
     if ending is Ending.BAD_DATA:
         return Decision(Action.FAIL, reason)

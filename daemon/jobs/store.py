@@ -1,5 +1,6 @@
 """The priority queue in folders: a job's state is the folder it lies in, and `move` is the one way on."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -91,17 +92,20 @@ def counts(workspace: Workspace) -> dict[str, int]:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return [f.name for f in folder.iterdir() if not f.name.startswith(".")]
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
     except FileNotFoundError:
         return []
 
 
 def find(workspace: Workspace, text: str) -> Found:
     """The job with this id, this unique beginning of an id, or this original file name (the newest of that name)."""
-    everything = jobs(workspace)
-    exact = [f for f in everything if f.id == text]
-    named = sorted((f for f in everything if f.job.file == text), key=lambda f: f.id)
-    begins = [f for f in everything if f.id.startswith(text)]
+    everything = [(state, name) for state in State for name in _names(workspace.state(state))]
+    exact = _look_at(workspace, [place for place in everything if place[1] == text])
+    begins = _look_at(workspace, [place for place in everything if place[1].startswith(text)])
+    # Of ten thousand records only those are opened that may be it: a folder's name ends with its file's. Others are
+    # for jobs that people or other programs have named.
+    likely = [] if exact else [place for place in everything if place[1].endswith(f"-{slug(text)}")]
+    named = _of_file(workspace, likely, text) or ([] if exact or begins else _of_file(workspace, everything, text))
     if exact:
         return exact[0]
     if named:
@@ -114,6 +118,14 @@ def find(workspace: Workspace, text: str) -> Found:
             "give more of the id, or the file's name",
         )
     raise NotFound(f"There is no job {text}.", "training_queue list --all shows every job")
+
+
+def _of_file(workspace: Workspace, places: list[tuple[State, str]], name: str) -> list[Found]:
+    return sorted((f for f in _look_at(workspace, places) if f.job.file == name), key=lambda f: f.id)
+
+
+def _look_at(workspace: Workspace, places: list[tuple[State, str]]) -> list[Found]:
+    return [found for state, name in places if (found := look(workspace, state, name))]
 
 
 def move(

@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.core import files
-from daemon.core.attempts import CheckpointName, FileSeal, Manifest
+from daemon.core.attempts import CheckpointName, FileSeal, Manifest, Trained
 from daemon.core.paths import Workspace
 from daemon.models import trash
 
@@ -101,6 +102,21 @@ def of_job(workspace: Workspace, job: str, parent: CheckpointName | None) -> lis
     return [f for f, manifest in found if manifest and manifest.job == job and manifest.parent == parent]
 
 
+def parent_of(accepted: Path | None, job: str) -> CheckpointName | None:
+    """Upon which model a job is trained: the accepted one; where that holds a kept part of the job, that part's own."""
+    manifest = read(accepted) if accepted else None
+    if manifest and manifest.job == job and not manifest.final:
+        return manifest.parent
+    return name_of(accepted) if accepted else None
+
+
+def learned(workspace: Workspace, job: str) -> Path | None:
+    """The newest checkpoint of a job that the accepted model does not contain; not verified."""
+    accepted = latest(workspace)
+    newest = next(iter(of_job(workspace, job, parent_of(accepted, job))), None)
+    return newest if newest and (accepted is None or step_of(newest) > step_of(accepted)) else None
+
+
 def resume_point(workspace: Workspace, job: str, parent: CheckpointName | None) -> tuple[Path | None, list[str]]:
     """The newest verified checkpoint of a job upon its parent, and what was set aside on the way, in words."""
     problems: list[str] = []
@@ -123,9 +139,10 @@ def clear_the_way(workspace: Workspace, resume: Path | None) -> list[str]:
 
 
 def discard_of_job(workspace: Workspace, job: str, reason: str) -> list[str]:
-    """Move a job's checkpoints to the trash, the accepted one excepted."""
+    """Move a job's checkpoints to the trash, except those that the accepted model is or grew from."""
     accepted = latest(workspace)
-    mine = [f for f in every(workspace) if f != accepted and (m := read(f)) and m.job == job]
+    above = [f for f in every(workspace) if accepted is None or step_of(f) > step_of(accepted)]
+    mine = [f for f in above if (m := read(f)) and m.job == job]
     for folder in mine:
         trash.discard(workspace, folder, reason)
     return [f.name for f in mine]
@@ -143,6 +160,34 @@ def prune(workspace: Workspace, keep: int) -> list[str]:
     for folder in superseded:
         trash.delete(workspace, folder)
     return [f.name for f in superseded]
+
+
+@dataclass(frozen=True)
+class Part:
+    """As much of a job as a model contains, by its lineage."""
+
+    entries: tuple[Trained, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return sum(entry.steps for entry in self.entries)
+
+    @property
+    def rows(self) -> int | None:
+        """Each counted as often as it was trained; None where an earlier release did not write it down."""
+        counts = [entry.rows_trained for entry in self.entries]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+
+def part_of(manifest: Manifest | None, job: str) -> Part:
+    """What the model of this manifest contains of a job."""
+    return Part(tuple(entry for entry in manifest.lineage if entry.job == job)) if manifest else Part()
+
+
+def part_in_model(workspace: Workspace, job: str) -> Part:
+    """What the accepted model contains of a job."""
+    accepted = latest(workspace)
+    return part_of(read(accepted) if accepted else None, job)
 
 
 def lineage_digest(parts: dict[str, str]) -> str:

@@ -6,27 +6,37 @@ from pathlib import Path
 import yaml
 
 from daemon.core import files
-from daemon.core.attempts import Assignment, CheckpointName, Evaluation, Manifest
+from daemon.core.attempts import PROTOCOL, Assignment, CheckpointName, Evaluation, Manifest, Trained
 from daemon.core.config import Settings, override
-from daemon.core.errors import BadConfig
+from daemon.core.errors import BadConfig, BadData
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import IntakeReport
+from daemon.core.records import IntakeReport, State
 from daemon.data import holdout, tokens
 from daemon.jobs import ledger
 from daemon.jobs.store import Found
 from daemon.models import base, checkpoints
+from daemon.models.checkpoints import Part
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The accepted model that a job grows from; the base model before the first."""
+    """The accepted model that a job grows from; the base model before the first.
+
+    A job of which a part was kept goes on in its stream of rows: upon the part's own parent, from the part on, while
+    nothing else was accepted since, as if it had never been skipped; else upon what was accepted last.
+    """
 
     name: CheckpointName | None
-    manifest: Manifest | None
+    lineage: list[Trained]
+    base_step: int  # its global_step, less the updates of `part`
+    part: Part  # what it contains of the job
+    accepted: Manifest | None
 
     @property
-    def step(self) -> int:
-        return self.manifest.step if self.manifest else 0
+    def stream_at(self) -> int:
+        """The global step that names the job's stream of rows: that at which its first row was trained."""
+        named = self.part.entries[0].stream_at if self.part.entries else None
+        return self.base_step if named is None else named
 
 
 def job_settings(workspace: Workspace, found: Found, settings: Settings) -> Settings:
@@ -43,6 +53,12 @@ def freeze(workspace: Workspace, found: Found, settings: Settings) -> None:
     files.make_folder(run.attempts)
     if not run.config.exists():
         files.write(run.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+def thaw(workspace: Workspace, job: str) -> None:
+    """Let a retry begin with today's settings; not where the model contains a part of the job, which has to go on."""
+    if not checkpoints.part_in_model(workspace, job).steps:
+        files.remove(workspace.run(job).config)
 
 
 def check_model(workspace: Workspace, settings: Settings) -> Path:
@@ -86,11 +102,11 @@ def _report(found: Found) -> IntakeReport | None:
         return None
 
 
-def find_parent(workspace: Workspace, settings: Settings) -> Parent:
+def find_parent(workspace: Workspace, job: str, settings: Settings) -> Parent:
     """The accepted model, which `going_back` has looked after. Raises BadConfig where it is of another method."""
     folder = checkpoints.latest(workspace)
     if folder is None:
-        return Parent(None, None)
+        return Parent(None, [], 0, Part(), None)
     manifest = checkpoints.read(folder)
     assert manifest, "verified before"
     if manifest.method != settings.training_method:
@@ -98,7 +114,24 @@ def find_parent(workspace: Workspace, settings: Settings) -> Parent:
             f"config.json says training_method {settings.training_method}; the accepted model is {manifest.method}.",
             f"set training_method back to {manifest.method}, or start another workspace",
         )
-    return Parent(checkpoints.name_of(folder), manifest)
+    name, lineage, step = checkpoints.parent_of(folder, job), manifest.lineage, manifest.step
+    if manifest.job == job and not manifest.final:
+        lineage, step = lineage[:-1], step - lineage[-1].steps
+    part = Part(tuple(entry for entry in lineage if entry.job == job))
+    return Parent(name, lineage, step - part.steps, part, manifest)
+
+
+def check_kept_part(found: Found, settings: Settings, parent: Parent) -> None:
+    """Raises BadData where the rows of a file are not those of which a part is in the model."""
+    meta, report = tokens.read_meta(found.tokens), _report(found)
+    assert meta and report, "checked by `stale`"
+    for entry in checkpoints.part_of(parent.accepted, found.id).entries:
+        if (entry.sha256, entry.rows, entry.epochs) != (report.sha256, meta.rows, settings.num_train_epochs):
+            raise BadData(
+                f"{entry.steps} updates of it are in the model, and since then its rows have changed: "
+                f"{meta.rows} instead of {entry.rows}, or others.",
+                "bring back the file and the holdout as they were; or add the file with --again to train all of it",
+            )
 
 
 def assign(workspace: Workspace, found: Found, settings: Settings, parent: Parent, resume: Path | None) -> Attempt:
@@ -109,13 +142,15 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
     assert meta and report, "checked by `stale`"
     key = holdout.holdout_key(workspace, settings)
     newest = run.newest_attempt()
-    attempt = run.attempt(newest.number + 1 if newest else 1)
+    # A folder without an assignment was handed to nobody: the disk was full, or the daemon died.
+    attempt = run.attempt(newest.number + newest.assignment.exists() if newest else 1)
     files.make_folder(attempt.root)
     assignment = Assignment(
         job=found.id,
         file=found.job.file,
         data_sha256=report.sha256,
         attempt=attempt.number,
+        first_attempt=first_attempt(found, newest) or attempt.number,
         workspace=str(workspace.root),
         settings=settings.model_dump(mode="json"),
         tokens=f"queue/processing/{found.id}/{found.tokens.name}",
@@ -124,19 +159,31 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
         base_model=settings.base_model,
         base_model_sha256=base.seal(workspace.root / settings.base_model),
         parent=parent.name,
-        parent_lineage=parent.manifest.lineage if parent.manifest else [],
-        base_step=parent.step,
+        parent_lineage=parent.lineage,
+        base_step=parent.base_step,
+        stream_at=parent.stream_at,
+        first_step=parent.part.steps,
+        first_rows=parent.part.rows or 0,
         resume=str(resume.relative_to(workspace.root)) if resume else None,
         before=known_loss(workspace, found.id, parent, key),
         rows=meta.rows,
         total_steps=-(-meta.rows * settings.num_train_epochs // settings.update_rows),
+        protocol=PROTOCOL,
     )
     assignment.save(attempt.assignment)
     return attempt
 
 
+def first_attempt(found: Found, newest: Attempt | None) -> int | None:
+    """The attempt with which a job in processing began; None where the one to come is the first, as after a retry."""
+    before = Assignment.load(newest.assignment) if newest and found.state is State.PROCESSING else None
+    return before.first_attempt if before else None
+
+
 def known_loss(workspace: Workspace, job: str, parent: Parent, holdout_key: str | None) -> float | None:
     """The parent's loss on this holdout: measured by an earlier attempt of the job, or when the parent was accepted."""
+    if parent.accepted and parent.accepted.job == job:
+        return ledger.accepted_loss(workspace, job, holdout_key)  # of the part that was kept
     run = workspace.run(job)
     newest = run.newest_attempt()
     for number in range(newest.number if newest else 0, 0, -1):
@@ -144,4 +191,4 @@ def known_loss(workspace: Workspace, job: str, parent: Parent, holdout_key: str 
         measured = Evaluation.load(run.attempt(number).evaluation)
         if assignment and measured and assignment.parent == parent.name and measured.holdout_key == holdout_key:
             return measured.before
-    return ledger.accepted_loss(workspace, parent.manifest.job, holdout_key) if parent.manifest else None
+    return ledger.accepted_loss(workspace, parent.accepted.job, holdout_key) if parent.accepted else None

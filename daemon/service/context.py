@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.core import config
+from daemon.core import config, room
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig
 from daemon.core.paths import Attempt, Workspace
@@ -38,6 +38,8 @@ class Context:
         self.desired = _load_desired(workspace)
         self.troubles: dict[str, Trouble] = {}
         self.ending = False  # the daemon itself is to end
+        self.leaving = False  # it got SIGTERM: it ends once the worker has
+        self.once = False  # it obeys and ends; no attempt is started
         self.begun: set[str] = set()  # wishes that are being obeyed; they cannot expire any more
         self.to_read_again: set[str] = set()  # jobs whose report was taken away
         self._announced: set[Attempt] = set()
@@ -82,6 +84,19 @@ class Context:
     def error(self) -> dict[str, Any] | None:
         """The error to be shown: one that blocks before one that does not."""
         return self.blocking or next((t.error for t in self.troubles.values()), None)
+
+    def look_at_disk(self, refused: str | None = None) -> None:
+        """Hold the queue as long as the disk takes nothing; `refused`: what it said to a step, in words."""
+        said = room.lacking(self.workspace.root) or refused
+        if said:
+            self.hold("disk", "disk", f"the disk of {self.workspace.root} {said}", room.REMEDY)
+        else:
+            self.clear("disk")
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether some trouble is over once the disk has room: nothing but another look tells."""
+        return any(trouble.error["class"] == "disk" for trouble in self.troubles.values())
 
     def read_again(self, job: str) -> None:
         """Let intake look at this job's file once more."""

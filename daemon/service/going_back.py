@@ -63,6 +63,11 @@ async def _go_back(context: Context, folder: Path | None, wrong: str, accepted: 
             context.read_again(found.id)
             words = f"{found.job.file} is trained again: the model that contained it is damaged"
             context.tracker.event("trained_again", words, job=found.id)
+    for found in store.jobs(workspace, State.SKIPPED):
+        if found.id in undone:
+            words = "skipped by hand; what was kept of it was lost with a damaged model"
+            found.job.model_copy(update={"reason": words}).save(found.folder / store.RECORD)
+            context.tracker.event("part_lost", f"{found.job.file}: {words}", job=found.id)
     ledger.undo(workspace, undone, message)
     checkpoints.accept(workspace, back)
     if folder in checkpoints.every(workspace):
@@ -73,8 +78,9 @@ def _goes_on_without(context: Context, folder: Path | None, job: str) -> bool:
     """Whether the job has a whole checkpoint of its own that contains the damaged model already."""
     if folder is None or checkpoints.read(folder) is None:
         return False
-    mine = checkpoints.of_job(context.workspace, job, checkpoints.name_of(folder))
-    return any(checkpoints.damage(checkpoint) is None for checkpoint in mine)
+    mine = checkpoints.of_job(context.workspace, job, checkpoints.parent_of(folder, job))
+    above = [f for f in mine if checkpoints.step_of(f) > checkpoints.step_of(folder)]
+    return any(checkpoints.damage(f) is None for f in above)
 
 
 def _newest_whole(context: Context, folder: Path | None, accepted: dict[str, str]) -> Path | None:
@@ -92,6 +98,7 @@ def _contained_since(folder: Path | None, back: Path, accepted: dict[str, str]) 
     """The jobs that the damaged model contains and the one before does not."""
     now, before = checkpoints.read(folder) if folder else None, checkpoints.read(back)
     assert before, "verified"
-    jobs = [trained.job for trained in now.lineage] if now else list(accepted)[list(accepted).index(before.job) :]
-    kept = {trained.job for trained in before.lineage}
-    return [job for job in jobs if job not in kept]
+    if now is None:
+        return list(accepted)[list(accepted).index(before.job) + 1 :]
+    # An ancestor's lineage is the beginning of the later one's; a job that was kept and tried again has two entries.
+    return list(dict.fromkeys(trained.job for trained in now.lineage[len(before.lineage) :]))

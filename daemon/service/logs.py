@@ -1,5 +1,6 @@
 """The daemon's own log: one file a day, a sentence for people with an event name for machines."""
 
+import contextlib
 import logging
 import sys
 from datetime import UTC, datetime, timedelta
@@ -23,12 +24,14 @@ class DailyFile(logging.FileHandler):
         return self._folder / f"daemon_{datetime.now(UTC):%Y%m%d}.log"
 
     def emit(self, record: logging.LogRecord) -> None:
-        today = str(self._today())
-        if today != self.baseFilename:
-            self.close()
-            self.baseFilename = today
-            self._forget_old()
-        super().emit(record)
+        """What the disk does not take is lost here; events.jsonl brings it later."""
+        with contextlib.suppress(OSError):
+            today = str(self._today())
+            if today != self.baseFilename:
+                self.close()
+                self.baseFilename = today
+                self._forget_old()
+            super().emit(record)
 
     def _forget_old(self) -> None:
         oldest = f"daemon_{datetime.now(UTC) - timedelta(days=DAYS_KEPT):%Y%m%d}.log"
@@ -54,6 +57,7 @@ def set_up_logging(folder: Path, *, quiet: bool) -> None:
                 foreign_pre_chain=shared,
             )
         )
+    logging.raiseExceptions = False  # a full disk would be told again for each line
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.INFO)

@@ -8,30 +8,32 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 
 from watchdog.observers.api import BaseObserver
 
-from daemon.core import config, files, locks
-from daemon.core.attempts import Control
+from daemon.core import config, files, locks, room
 from daemon.core.errors import DaemonError, Exit, Locked
-from daemon.core.heartbeat import Beat
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import trash
-from daemon.service import settling, wishes
+from daemon.service import rebuilding, settling, wishes
 from daemon.service.context import Context
 from daemon.service.logs import set_up_logging
 from daemon.service.publishing import Publishing
 from daemon.service.runner import Runner
 from daemon.service.starting import Starting
+from daemon.service.stopping import Stopping
 from daemon.service.taking import Taking
 from daemon.service.tracker import Tracker
 from daemon.service.watching import watch
 
 FOLLOW_SECONDS = 0.5  # between two looks while a worker runs
+PACKAGE = "training-daemon"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SOON_SECONDS = 0.05  # between two looks while something is just happening
+DISK_SECONDS = 1.0  # between two looks while the disk takes nothing
 BEGINNING_SECONDS = 5.0  # after the start, in which the threads that hear file events may not listen yet
-GRACE_SECONDS = 20.0  # for a worker without progress, from the wish to end until SIGKILL
 
 
 def run(workspace: Workspace, once: bool = False) -> int:
@@ -43,11 +45,14 @@ def run(workspace: Workspace, once: bool = False) -> int:
         for folder in workspace.folders():
             files.make_folder(folder)
         trust_the_disk(workspace)
+        lock.describe({"pid": os.getpid(), "since": now()})
     except DaemonError as error:
-        print(f"error: {error.message}\n  remedy: {error.remedy}", file=sys.stderr)
-        return int(error.exit)
+        return _complain(error.message, error.remedy, error.exit)
+    except OSError as error:
+        if (said := room.refusal(error)) is None:
+            raise
+        return _complain(f"The disk of {workspace.root} {said}.", room.REMEDY, Exit.PROBLEM)
     set_up_logging(workspace.logs, quiet=once)
-    lock.describe({"pid": os.getpid(), "since": now()})
     daemon = Daemon(workspace, settings)
     again = asyncio.run(daemon.once() if once else daemon.run())
     lock.release()
@@ -55,6 +60,11 @@ def run(workspace: Workspace, once: bool = False) -> int:
         logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return int(Exit.GOOD)
+
+
+def _complain(message: str, remedy: str, code: Exit) -> int:
+    print(f"error: {message}\n  remedy: {remedy}", file=sys.stderr)
+    return int(code)
 
 
 def hold_workspace(workspace: Workspace) -> locks.Lock:
@@ -95,15 +105,17 @@ class Daemon:
         self._taking = Taking(self._context, self.wake)
         self._starting = Starting(self._context, self._taking)
         self._publishing = Publishing(self._context)
+        self._stopping = Stopping(self._context, lambda: self._publishing.longest_save_seconds)
         self._began = time.monotonic()
         self._terminating = 0  # SIGTERMs received
+        self._refused: str | None = None  # what the disk said to a step of the last round
         self._again = False
-        self._last_progress: tuple[float, Beat | None] = (time.monotonic(), None)
         self.steps: dict[str, Callable[[], Awaitable[None]]] = {
             "obey wishes": lambda: wishes.obey(self._context),
             "take in": self._taking.step,
             "settle what ended": lambda: settling.settle(self._context),
             "start next": lambda: self._starting.step(stopping=self._terminating > 0),
+            "end the worker": lambda: self._stopping.step(self._terminating),
             "publish": self._publishing.step,
         }
 
@@ -126,8 +138,10 @@ class Daemon:
     async def once(self) -> bool:
         """Obey the wishes that lie there, publish, end."""
         self._loop = asyncio.get_running_loop()
+        self._context.once = True
         self._context.reload_config()
-        names = ("obey wishes", "settle what ended", "publish")
+        rebuilding.look_after_ledger(self._context)
+        names = ("obey wishes", "settle what ended", "end the worker", "publish")
         deadline = time.monotonic() + settling_seconds()
         while True:
             await self._round({name: self.steps[name] for name in names})
@@ -150,32 +164,50 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._context.reload_config()
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
-        self._context.tracker.event("daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid())
+        self._context.tracker.event(
+            "daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid(), version=version(PACKAGE)
+        )
+        rebuilding.look_after_ledger(self._context)
         return watch(self._workspace, self.wake)
 
     def _over(self) -> bool:
-        return self._again or self._context.ending or (self._terminating > 0 and not self._context.runner.alive())
+        runner = self._context.runner
+        unknown = self._terminating > 1 and runner.holder() is None  # whoever holds the lock does not say who he is
+        ended = not runner.alive() or self._stopping.in_vain or unknown
+        return self._again or self._context.ending or (self._terminating > 0 and ended)
 
     async def _round(self, steps: dict[str, Callable[[], Awaitable[None]]]) -> None:
-        for name, step in steps.items():
-            try:
-                await step()
+        self._context.look_at_disk(self._refused)
+        refused = [await self._try(name, step) for name, step in steps.items()]
+        self._refused = next(filter(None, refused), None)
+
+    async def _try(self, name: str, step: Callable[[], Awaitable[None]]) -> str | None:
+        """One step's failure must not end the daemon; it is said and tried again. Returns what the disk said to it."""
+        try:
+            await step()
+        except Exception as error:
+            if said := room.refusal(error):
+                return said
+            logging.getLogger("daemon").exception("step %s failed", name)
+            message = f"{name}: {type(error).__name__}: {error}"
+            self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
+        else:
+            if name in self.steps:
                 self._publishing.beats[name] = now()
-            except Exception as error:  # one step's failure must not end the daemon; it is said and tried again
-                logging.getLogger("daemon").exception("step %s failed", name)
-                message = f"{name}: {type(error).__name__}: {error}"
-                self._context.hold(f"step {name}", "bug", message, "see the day's log in logs/", blocks=False)
-            else:
-                self._context.clear(f"step {name}")
-        self._insist()
+            self._context.clear(f"step {name}")
+        return None
 
     async def _wait(self) -> None:
         """Until something happens; the timer is the net under the file events."""
         context = self._context
         context.runner.rest()
+        if context.waits_for_disk or self._refused:  # not for events: each failed write makes some
+            await asyncio.sleep(DISK_SECONDS)
+            return
         if context.runner.impatient or wishes.open_wishes(context) or self._terminating:
             seconds = SOON_SECONDS
         elif self._taking.unsettled:
@@ -188,49 +220,41 @@ class Daemon:
             await asyncio.wait_for(self._events.wait(), seconds)
 
     async def _stop(self) -> None:
+        again = self._again
+        if again:  # one that came unheard before the next life listens would end the process; so it waits for that
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         await self._taking.close()
-        self._context.runner.close()
-        if self._again:
+        self._context.runner.server.close()
+        self._again = again
+        if again:
+            if self._terminating:  # heard too late for this life
+                os.kill(os.getpid(), signal.SIGTERM)
             self._context.tracker.event(
                 "daemon_restarts", "SIGHUP: the daemon executes itself anew; the training goes on"
             )
             return
+        wishes.answer_stops(self._context)
+        await self._try("forget the stop", self._forget_stop)
+        self._context.tracker.event("daemon_stopped", "the daemon has ended", pid=os.getpid())
+        await self._try("publish", self._publishing.publish_stopped)
+
+    async def _forget_stop(self) -> None:
         if self._context.desired.stop:
             self._context.wish(stop=None)
         if self._workspace.stop_file.exists():
             files.remove(self._workspace.stop_file)
-        self._context.tracker.event("daemon_stopped", "the daemon has ended", pid=os.getpid())
-        await self._publishing.publish_stopped()
 
     # ---- signals ----
 
     def _on_sigterm(self) -> None:
         self._terminating += 1
-        self._context.ending = False
-        if self._terminating > 1:
-            self._context.runner.send(signal.SIGKILL)
-        self._last_progress = (time.monotonic(), None)
+        self._again = False
+        self._context.ending, self._context.leaving = False, True
         self._events.set()
 
     def _on_sighup(self) -> None:
-        self._again = True
+        self._again = self._terminating == 0  # who was told to end does not begin anew
         self._events.set()
-
-    def _insist(self) -> None:
-        """Asked to end: tell the worker to save, wait as long as it makes progress, then insist."""
-        attempt = self._context.runner.attempt()
-        leaving = self._terminating > 0 or self._context.desired.paused or self._context.desired.stop == "now"
-        if attempt is None or not (leaving or self._context.desired.skip == attempt.job):
-            self._last_progress = (time.monotonic(), None)
-            return
-        if not attempt.control.exists():
-            Control(action="stop", reason="SIGTERM").save(attempt.control)
-        beat = self._context.runner.beat()
-        if beat != self._last_progress[1]:
-            self._last_progress = (time.monotonic(), beat)
-        elif time.monotonic() - self._last_progress[0] > GRACE_SECONDS:
-            self._context.tracker.event("worker_killed", "the worker did not end when asked", job=attempt.job)
-            self._context.runner.send(signal.SIGKILL)
 
 
 def settling_seconds() -> float:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core.heartbeat import Phase
+from daemon.core.locks import boot_id
 from daemon.core.records import now
 from daemon.jobs import store
 from daemon.jobs.store import Found
 from daemon.models import checkpoints
 from daemon.service.context import Context
 from daemon.service.taking import read_report
-from daemon.service.tracker import RunLog, boot_id, process_id, resources
+from daemon.service.tracker import RunLog, process_id, resources
 
 STALE_SECONDS = 90
 QUIET_SECONDS = 10.0  # an idle daemon says so this often
@@ -44,6 +45,7 @@ class Publishing:
             self._resources_at = time.monotonic()
         found = store.processing(self._context.workspace)
         await self._follow_log(found)
+        self._context.tracker.say()
         self._context.tracker.publish(self._status(found), quiet_seconds=QUIET_SECONDS)
 
     async def publish_stopped(self) -> None:
@@ -52,6 +54,11 @@ class Publishing:
         await self._follow_log(found)
         status = {**self._status(found), "status": "stopped", "reason": None, "pid": None}
         self._context.tracker.publish(status, quiet_seconds=0)
+
+    @property
+    def longest_save_seconds(self) -> float:
+        """Of the running job, as far as it was measured."""
+        return self._run_log.longest_save_seconds if self._run_log else 0.0
 
     async def _follow_log(self, found: Found | None) -> None:
         if found is None:
@@ -91,7 +98,7 @@ class Publishing:
 
     def _state(self, found: Found | None) -> tuple[str, str | None]:
         context = self._context
-        if context.ending or (context.desired.stop == "now" and context.runner.alive()):
+        if context.ending or ((context.leaving or context.desired.stop == "now") and context.runner.alive()):
             return "stopping", None
         if context.runner.alive():
             beat = context.runner.beat()
@@ -138,7 +145,7 @@ class Publishing:
             "progress_percent": round(100 * last["job_step"] / job_total, 1) if last and job_total else None,
             "eta_seconds": round((job_total - last["job_step"]) / speed) if last and job_total and speed else None,
             **numbers,
-            "skipped_updates": 0 if run else None,
+            "skipped_updates": log.get("skipped_updates", 0) if log else 0 if run else None,
             "current_example": log["example"] if log else None,
         }
 
@@ -160,6 +167,7 @@ class Publishing:
         manifest = checkpoints.read(accepted) if accepted else None
         return {
             "exactness": run.started["exactness"] if run and run.started else None,
+            "inexact": run.started.get("inexact") if run and run.started else None,
             "accepted_step": manifest.step if manifest else 0,
             "last_checkpoint": self._last_checkpoint(),
         }

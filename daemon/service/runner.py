@@ -1,41 +1,23 @@
-"""The worker seen from the daemon: start the fork server, hand over, follow, adopt; one path for own and inherited."""
+"""The worker seen from the daemon: hand over, follow, adopt, signal; one path for own and inherited."""
 
 import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from daemon.core import heartbeat, locks
-from daemon.core.attempts import ExitInfo, Outcome
+from daemon.core import heartbeat, locks, room
+from daemon.core.attempts import PROTOCOL, ExitInfo, Outcome
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Attempt, Workspace
 from daemon.jobs.recovery import Ending, classify
+from daemon.service.fork_server import START_SECONDS, ForkServer
 
-START_SECONDS = 120.0  # from the hand-over to the worker's lock: imports on a slow disk, at worst
 EXIT_RECORD_SECONDS = 1.0  # the fork server writes exit.json this soon after a death, or never
 IDLE_SECONDS = 600.0  # without work the fork server gives its memory back
-SERVER_LOG = "fork_server.log"
-
-
-def server_environment() -> dict[str, str]:
-    """The daemon's environment with what a training process needs; the user's own settings win."""
-    defaults = {
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow CPU training 12 to 30 times beside a busy neighbour
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # where pyarrow is there, it starts a thread at import
-    }
-    # OpenBLAS starts its threads at import; a process that forks must have none.
-    return {**defaults, **os.environ, "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Runner:
@@ -43,60 +25,32 @@ class Runner:
 
     def __init__(self, workspace: Workspace, wake: Callable[[], None]) -> None:
         self._workspace, self._wake = workspace, wake
-        self._server: asyncio.subprocess.Process | None = None
+        self.server = ForkServer(workspace, wake)
+        self.handed: set[Attempt] = set()  # in this life of the daemon
         self._handed_over: tuple[Attempt, float] | None = None
         self._idle_since = time.monotonic()
         self._followed: dict[int, int] = {}  # pid -> pidfd
         self._free_since: tuple[Attempt, float] | None = None
-        # Executed anew, the daemon has the fork servers of its earlier life as children that it must bury.
-        self._inherited = [child.pid for child in psutil.Process().children()]
 
-    # ---- the fork server ----
-
-    async def ensure_server(self) -> None:
-        """Start the fork server where none runs: its imports take seconds that a dropped file need not wait for."""
-        if self._server and self._server.returncode is None:
-            return
-        log = (self._workspace.logs / SERVER_LOG).open("ab")
-        with log:
-            self._server = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "daemon.worker",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=server_environment(),
-                start_new_session=True,
-            )
-        self._idle_since = time.monotonic()
-        task = asyncio.create_task(self._server.wait())
-        task.add_done_callback(lambda _: self._wake())
-        self._server_ended = task  # a task without a reference may be collected before it is done
+    async def ensure_server(self) -> bool:
+        """Whether a fork server is there, or coming, to which an attempt may be handed."""
+        if not self.server.running:
+            self._idle_since = time.monotonic()
+        return await self.server.ensure()
 
     async def hand_over(self, attempt: Attempt) -> None:
         """Let the fork server run this attempt."""
-        await self.ensure_server()
-        assert self._server and self._server.stdin
+        self.handed.add(attempt)
         self._handed_over = (attempt, time.monotonic())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead server: `ending` says not started
-            self._server.stdin.write(os.fsencode(attempt.root) + b"\n")
-            await self._server.stdin.drain()
+        await self.server.hand(attempt.root)
 
     def rest(self) -> None:
         """Give the fork server's memory back after a long time without work; bury those of an earlier life."""
-        self._inherited = [pid for pid in self._inherited if not _buried(pid)]
-        if self.alive():
+        self.server.bury()
+        if self.alive() or self.server.on_trial:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > IDLE_SECONDS:
-            self.close()
-
-    def close(self) -> None:
-        """Take no more work: at the end of its input the fork server waits for its child and ends."""
-        if self._server and self._server.stdin:
-            self._server.stdin.close()
-        self._server = None
+            self.server.close()
 
     # ---- the worker ----
 
@@ -113,6 +67,12 @@ class Runner:
         holder = self.holder()
         return Attempt(Path(holder["attempt"])) if holder else None
 
+    @property
+    def other_protocol(self) -> int | None:
+        """The living worker's protocol, where it is another than this daemon's."""
+        holder = self.holder()
+        return holder["protocol"] if holder and holder.get("protocol", PROTOCOL) != PROTOCOL else None
+
     def follow(self) -> None:
         """Be woken when the living worker ends: a pidfd becomes readable within a millisecond of the death."""
         holder = self.holder()
@@ -122,7 +82,8 @@ class Runner:
             descriptor = os.pidfd_open(holder["pid"])
         except ProcessLookupError:
             return
-        if not _same_process(holder):
+        # Looked at only now that the number is pinned: it may have become a stranger's in between.
+        if not locks.is_process(holder):
             os.close(descriptor)
             return
         self._followed[holder["pid"]] = descriptor
@@ -134,17 +95,53 @@ class Runner:
         os.close(descriptor)
         self._wake()
 
-    def send(self, number: signal.Signals) -> None:
-        """Signal the living worker, and nobody else: by pidfd, after its identity is checked."""
-        holder = self.holder()
-        descriptor = self._followed.get(holder["pid"]) if holder else None
+    # ---- signals: to the living worker and nobody else, by pidfd, after its identity is checked ----
+
+    def send(self, *numbers: signal.Signals) -> None:
+        """Signal the worker, if it is there and known."""
+        descriptor = self._descriptor()
         if descriptor is not None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, number)
+                for number in numbers:
+                    signal.pidfd_send_signal(descriptor, number)
+
+    def ask_for_stacks(self) -> None:
+        """Let the worker write what each of its threads is doing; one that is not prepared would die of it."""
+        holder = self.holder()
+        if holder and _catches(holder["pid"], signal.SIGUSR1):
+            self.send(signal.SIGUSR1)
+
+    def kill(self) -> bool:
+        """End the worker and all that it has started; False where nobody known holds its lock."""
+        holder, descriptor = self.holder(), self._descriptor()
+        if holder is None or descriptor is None:
+            return holder is None and not self.alive()
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(holder["pid"]) == holder["pid"] and locks.is_process(holder):
+                os.killpg(holder["pid"], signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        return True
+
+    def _descriptor(self) -> int | None:
+        """The pidfd of the living worker; None where it is not known who that is."""
+        self.follow()
+        holder = self.holder()
+        return self._followed.get(holder["pid"]) if holder else None
+
+    # ---- what it is seen to do ----
 
     def beat(self) -> Beat | None:
         attempt = self.attempt()
         return heartbeat.read(attempt.heartbeat) if attempt else None
+
+    def traffic(self) -> int:
+        """Bytes that the living worker has read and written, as the kernel counts them: libraries do so unasked."""
+        holder = self.holder()
+        try:
+            lines = Path(f"/proc/{holder['pid']}/io").read_text().splitlines() if holder else []
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in TRAFFIC)
 
     def ending(self, attempt: Attempt) -> tuple[Ending, str] | None:
         """How an attempt ended, or None while it runs or is about to."""
@@ -163,9 +160,10 @@ class Runner:
 
     def _may_still_come(self, attempt: Attempt, started: bool) -> bool:
         """Whether the fork server may still bring the attempt to life, or the record of its death."""
-        served = self._server is not None and self._server.returncode is None
+        if started and room.lacking(attempt.root):
+            return True  # nobody can write down how it ended; it must not count as a failure
         mine = self._handed_over is not None and self._handed_over[0] == attempt
-        if not (served and mine):
+        if not (self.server.running and mine):
             return False
         assert self._handed_over
         if not started:
@@ -177,18 +175,16 @@ class Runner:
     @property
     def impatient(self) -> bool:
         """Whether the loop should look again soon, without an event."""
-        return self._handed_over is not None and not self._followed
+        return self.server.on_trial or (self._handed_over is not None and not self._followed)
 
 
-def _buried(pid: int) -> bool:
+TRAFFIC = ("rchar", "wchar", "read_bytes", "write_bytes")  # of proc_pid_io(5): through calls, and through mapped pages
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
     try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
-
-
-def _same_process(holder: dict[str, Any]) -> bool:
-    try:
-        return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["start_time"]) < 1.0)
-    except psutil.NoSuchProcess:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
         return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)

@@ -1,12 +1,10 @@
 """Settle what ended: look at the disk, decide, act, record. Every step can be repeated."""
 
 import asyncio
+import os
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
 from daemon.core.paths import Attempt
 from daemon.core.records import IntakeReport, LedgerLine, State, Verdict, now
@@ -14,8 +12,9 @@ from daemon.jobs import gate, ledger, store
 from daemon.jobs.recovery import Action, Ending, classify, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning
+from daemon.service import assigning, skipping
 from daemon.service.context import Context
+from daemon.service.results import write_results
 
 FAILED_ENDINGS = (
     Ending.OUT_OF_MEMORY,
@@ -30,11 +29,12 @@ async def settle(context: Context) -> None:
     """Bring the job in processing one step on, where something has ended."""
     found = store.processing(context.workspace)
     if context.desired.skip not in (None, found and found.id):
-        context.wish(skip=None)  # carried out, and a crash came before this was noted: a retry must not be skipped
+        # Carried out, and a crash came before this was noted: a retry must not be skipped.
+        context.wish(skip=None, keep=False)
     if found is None:
         return
     accepted = _accepted(context, found)
-    if accepted is not None:
+    if accepted is not None and accepted.final:
         complete(context, found, accepted)
         return
     attempt = context.workspace.run(found.id).newest_attempt()
@@ -43,11 +43,14 @@ async def settle(context: Context) -> None:
     ended = context.runner.ending(attempt)
     if ended is None:
         return
-    if context.desired.skip == found.id:
-        skip(context, found)
-        return
     verdict = _verdict(context, found, attempt)
-    if verdict is None:
+    if accepted is not None and _is_unrecorded(context, accepted, verdict):
+        keep(context, found, accepted)  # `latest` has moved, and a crash came before the job did
+        return
+    judged = verdict is not None and verdict.kept and context.desired.keep
+    if context.desired.skip == found.id and not judged:
+        verdict = await _judge_skipped(context, found, attempt, *ended)
+    elif verdict is None:
         verdict = await _judge(context, found, attempt, *ended)
     if verdict is not None:
         await carry_out(context, found, verdict)
@@ -60,12 +63,46 @@ def _accepted(context: Context, found: Found) -> Manifest | None:
     return manifest if manifest and manifest.job == found.id else None
 
 
+def _is_unrecorded(context: Context, accepted: Manifest, verdict: Verdict | None) -> bool:
+    """Whether `latest` has just moved to what a skipped job had learned; if not, this is a retry that goes on there."""
+    name = context.workspace.checkpoint(accepted.step).name
+    judged_now = verdict is not None and verdict.passed and verdict.checkpoint == name
+    return judged_now or ledger.accepted(context.workspace).get(accepted.job) != name
+
+
 def _verdict(context: Context, found: Found, attempt: Attempt) -> Verdict | None:
     try:
         verdict = Verdict.load(context.workspace.run(found.id).verdict)
     except ValueError:
         return None  # damaged: the gate is asked again
     return verdict if verdict and verdict.attempt == attempt.number else None
+
+
+async def _judge_skipped(
+    context: Context, found: Found, attempt: Attempt, ending: Ending, reason: str
+) -> Verdict | None:
+    """Drop what the job has learned, or have it judged; it may have come to its end meanwhile."""
+    learned = checkpoints.learned(context.workspace, found.id) if context.desired.keep else None
+    if learned is None:
+        skip(context, found)
+        return None
+    evaluation = skipping.evaluation_of(attempt, learned)
+    if ending is Ending.DONE or evaluation is None:
+        return await _judge(context, found, attempt, ending, reason)  # the next attempt evaluates what is there
+    if await _is_damaged(context, found, learned):
+        return None
+    manifest = checkpoints.read(learned)
+    assert manifest, "verified"
+    return _ask(context, found, attempt, manifest, evaluation, kept=not manifest.final)
+
+
+async def _is_damaged(context: Context, found: Found, folder: Path) -> bool:
+    """Whether a checkpoint cannot be accepted; it is set aside then, and the training goes on without it."""
+    wrong = await asyncio.to_thread(checkpoints.damage, folder)
+    if wrong:
+        context.tracker.event("checkpoint_damaged", f"{folder.name} cannot be accepted: {wrong}", job=found.id)
+        trash.discard(context.workspace, folder, f"damaged: {wrong}")
+    return wrong is not None
 
 
 async def _judge(context: Context, found: Found, attempt: Attempt, ending: Ending, reason: str) -> Verdict | None:
@@ -76,10 +113,21 @@ async def _judge(context: Context, found: Found, attempt: Attempt, ending: Endin
         return await _ask_gate(context, found, attempt)
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
-    elif decision.action is Action.PAUSE:
-        kind = "disk" if ending is Ending.DISK_FULL else "config"
-        context.hold("attempt", kind, decision.reason, remedy_for(attempt), found.id)
+    elif decision.action is Action.PAUSE and not (
+        ending is Ending.OTHER_PROTOCOL and _of_another_life(context, attempt)
+    ):
+        kinds = {Ending.DISK_FULL: "disk", Ending.OTHER_PROTOCOL: "environment"}
+        anew = (
+            f"kill -HUP {os.getpid()}  # the daemon executes itself anew" if ending is Ending.OTHER_PROTOCOL else None
+        )
+        remedy = room.REMEDY if ending is Ending.DISK_FULL else remedy_for(attempt) or anew
+        context.hold("attempt", kinds.get(ending, "config"), decision.reason, remedy, found.id)
     return None
+
+
+def _of_another_life(context: Context, attempt: Attempt) -> bool:
+    """Whether another daemon handed it over; what stood between that one and its worker says nothing about this one."""
+    return attempt not in context.runner.handed
 
 
 async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict | None:
@@ -93,9 +141,16 @@ async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict
         context.tracker.event("checkpoint_damaged", f"{folder.name} cannot be accepted: {wrong}", job=found.id)
         files.remove(attempt.outcome)  # what it says is no longer so: the attempt counts as lost, and is made again
         return None
+    return _ask(context, found, attempt, manifest, evaluation)
+
+
+def _ask(
+    context: Context, found: Found, attempt: Attempt, manifest: Manifest, evaluation: Evaluation, *, kept: bool = False
+) -> Verdict:
     settings = assigning.job_settings(context.workspace, found, context.settings)
     best = ledger.best_loss(context.workspace, evaluation.holdout_key)
-    verdict = gate.judge(settings.gate, manifest, folder.name, evaluation, best)
+    name = context.workspace.checkpoint(manifest.step).name
+    verdict = gate.judge(settings.gate, manifest, name, evaluation, best, kept=kept)
     verdict = verdict.model_copy(update={"attempt": attempt.number})
     verdict.save(context.workspace.run(found.id).verdict)
     return verdict
@@ -104,29 +159,43 @@ async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict
 async def carry_out(context: Context, found: Found, verdict: Verdict) -> None:
     """Accept or reject as the verdict says."""
     folder = context.workspace.current_model / verdict.checkpoint
+    if verdict.passed:
+        checkpoints.accept(context.workspace, folder)
     context.tracker.event(
         "verdict", f"{found.job.file}: {'accepted' if verdict.passed else 'rejected'}: {verdict.reason}", job=found.id
     )
     if verdict.passed:
         checkpoints.accept(context.workspace, folder)
+        context.tracker.event("accepted", f"current_model/latest is {folder.name}", job=found.id)
         manifest = checkpoints.read(folder)
         assert manifest, "verified before the verdict"
-        complete(context, found, manifest)
+        (complete if manifest.final else keep)(context, found, manifest)
     else:
         reject(context, found, verdict)
 
 
 def complete(context: Context, found: Found, manifest: Manifest) -> None:
     """Record a job that `latest` contains, and move it to completed."""
-    workspace = context.workspace
-    verdict = Verdict.load(workspace.run(found.id).verdict)
-    folder = workspace.checkpoint(manifest.step)
-    write_results(context, found, manifest, verdict)
-    files.write(workspace.run(found.id).consumed, (folder / checkpoints.CONSUMED).read_bytes())
+    _end_in_model(context, found, manifest, State.COMPLETED, None, None)
+
+
+def keep(context: Context, found: Found, manifest: Manifest) -> None:
+    """Record a skipped job of which `latest` contains what it had learned, and move it to skipped."""
+    learned = f"{manifest.job_step} of its {manifest.job_total_steps} updates ({manifest.rows_consumed} rows)"
+    reason = f"skipped by hand; {learned} are in the model"
+    _end_in_model(context, found, manifest, State.SKIPPED, reason, f"train the rest: training_queue retry {found.id}")
+    context.wish(skip=None, keep=False)
+
+
+def _end_in_model(
+    context: Context, found: Found, manifest: Manifest, state: State, reason: str | None, remedy: str | None
+) -> None:
+    verdict = write_results(context, found, manifest, _report(found))
     loss = verdict.validation_loss if verdict else None
     key = verdict.holdout_key if verdict else None
-    end(context, found, State.COMPLETED, None, None, folder.name, manifest.job_step, loss, key)
-    checkpoints.prune(workspace, context.settings.save_total_limit)
+    name = context.workspace.checkpoint(manifest.step).name
+    end(context, found, state, reason, remedy, name, manifest.job_step, loss, key)
+    checkpoints.prune(context.workspace, context.settings.save_total_limit)
 
 
 def reject(context: Context, found: Found, verdict: Verdict) -> None:
@@ -143,16 +212,11 @@ def fail(context: Context, found: Found, reason: str, remedy: str | None) -> Non
 
 
 def skip(context: Context, found: Found) -> None:
-    """Leave the model as it was before the job; a retry starts at its first row."""
+    """Leave the model as it was; a retry starts at the job's first row, or where it was kept before."""
     checkpoints.discard_of_job(context.workspace, found.id, "skipped")
-    end(
-        context,
-        found,
-        State.SKIPPED,
-        "skipped by hand",
-        f"train it from its first row: training_queue retry {found.id}",
-    )
-    context.wish(skip=None)
+    nothing = "; it had learned nothing that could be kept" if context.desired.keep else ""
+    end(context, found, State.SKIPPED, f"skipped by hand{nothing}", f"train it: training_queue retry {found.id}")
+    context.wish(skip=None, keep=False)
 
 
 def end(
@@ -168,6 +232,9 @@ def end(
 ) -> None:
     """The ledger first, the move last: after a crash in between all is done again, and no line is written twice."""
     report = _report(found)
+    if checkpoint is None and (part := checkpoints.part_in_model(context.workspace, found.id)).steps:
+        checkpoint, steps = ledger.accepted(context.workspace).get(found.id), part.steps
+        reason = f"{reason}; {steps} of its updates, kept before, stay in the model"
     line = LedgerLine(
         job=found.id,
         file=found.job.file,
@@ -211,22 +278,23 @@ def _keep_digests(found: Found) -> None:
 
 
 def attempts_without_progress(context: Context, found: Found) -> int:
-    """How many failed attempts began where the newest one began: none of them left a newer checkpoint."""
+    """How many failed attempts began where the newest one began: none of them left a newer checkpoint.
+
+    Those before a retry do not count: something may have been mended since.
+    """
     run = context.workspace.run(found.id)
     newest = run.newest_attempt()
     if newest is None:
         return 0
-    beginnings = [Assignment.load(run.attempt(n).assignment) for n in range(1, newest.number + 1)]
-    made = next(
-        iter(checkpoints.of_job(context.workspace, found.id, beginnings[-1].parent if beginnings[-1] else None)), None
-    )
-    last = beginnings[-1].resume if beginnings[-1] else None
-    if made is not None and str(made.relative_to(context.workspace.root)) != last:
+    last = Assignment.load(newest.assignment)
+    made = next(iter(checkpoints.of_job(context.workspace, found.id, last.parent if last else None)), None)
+    resume = last.resume if last else None
+    if made is not None and str(made.relative_to(context.workspace.root)) != resume:
         return 0
     count = 0
-    for number in range(newest.number, 0, -1):
-        beginning = beginnings[number - 1]
-        if beginning is None or beginning.resume != last:
+    for number in range(newest.number, last.first_attempt - 1 if last else 0, -1):
+        beginning = Assignment.load(run.attempt(number).assignment)
+        if beginning is None or beginning.resume != resume:
             break
         count += _failed(run.attempt(number))
     return count
@@ -234,45 +302,11 @@ def attempts_without_progress(context: Context, found: Found) -> int:
 
 def _failed(attempt: Attempt) -> bool:
     ending, _ = classify(Outcome.load(attempt.outcome), ExitInfo.load(attempt.exit), attempt.heartbeat.exists())
+    if ending is Ending.KILLED and attempt.control.exists():
+        return False  # it was asked to end, and did not in time: that says nothing against the file
     return ending in FAILED_ENDINGS
 
 
 def remedy_for(attempt: Attempt) -> str | None:
     outcome = Outcome.load(attempt.outcome)
     return outcome.remedy if outcome else None
-
-
-def write_results(context: Context, found: Found, manifest: Manifest, verdict: Verdict | None) -> None:
-    """results.yaml: what the training left, for people and for later comparison."""
-    run, report = context.workspace.run(found.id), _report(found)
-    facts: dict[str, Any] = {
-        "experiment": found.id,
-        "method": manifest.method,
-        "model": assigning.job_settings(context.workspace, found, context.settings).model_name,
-        "base_version": manifest.parent.checkpoint if manifest.parent else "base",
-        "files": [{"file": t.file, "rows": t.rows, "epochs": t.epochs, "steps": t.steps} for t in manifest.lineage],
-        "total_steps": manifest.step,
-        "job_steps": manifest.job_step,
-        "rows": {
-            "trained": report.rows if report else None,
-            "bad": report.bad_rows if report else None,
-            "too_long": report.too_long_rows if report else None,
-            "in_holdout": report.holdout_rows if report else None,
-        },
-        "training_time_hours": round(training_seconds(run.log) / 3600, 6),
-        "metrics": {"holdout": {"loss": verdict.validation_loss if verdict else None}},
-        "baselines": {"previous_version": {"loss": verdict.accepted_loss if verdict else None}},
-        "gate": {"mode": verdict.mode, "passed": verdict.passed, "reason": verdict.reason} if verdict else None,
-        "checkpoint": f"current_model/checkpoint-{manifest.step}",
-    }
-    files.write(run.results, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
-
-
-def training_seconds(log: Path) -> float:
-    """Seconds in which updates were made, summed over the attempts, from the speeds in the log."""
-    seconds, steps_before = 0.0, 0
-    for line in files.read_lines(log):
-        if line["kind"] == "log" and line["job_step"] > steps_before and line["steps_per_second"]:
-            seconds += (line["job_step"] - steps_before) / line["steps_per_second"]
-            steps_before = line["job_step"]
-    return seconds

@@ -2,22 +2,22 @@
 
 import asyncio
 
-import psutil
-
-from daemon.core import files
+from daemon.core import files, room
+from daemon.core.attempts import Control
 from daemon.core.config import Settings
-from daemon.core.errors import BadConfig, DaemonError
+from daemon.core.errors import BadConfig, BadData, DaemonError
 from daemon.core.paths import Attempt
 from daemon.core.records import WAITING_STATES, State, now
-from daemon.jobs import inbox, order, store
+from daemon.jobs import inbox, ledger, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, going_back, settling
+from daemon.service import assigning, going_back, settling, skipping
 from daemon.service.context import Context
 from daemon.service.taking import Taking, read_report
 
 SPARE_CHECKPOINTS = 2  # of free space, before a job that a full disk has ended goes on
+LEAST_ROOM = 1 << 20  # and no less than this
 
 
 class Starting:
@@ -31,14 +31,14 @@ class Starting:
         context = self._context
         context.reload_config()
         self.look_for_model()
-        if stopping or context.blocked or context.runner.alive():
+        if stopping or context.blocked or context.runner.alive() or "disk" in context.troubles:
             return
-        if self._taking.busy or self._taking.unsettled or store.names(context.workspace, State.PROCESSING):
-            await context.runner.ensure_server()
         found = store.processing(context.workspace)
+        wanted = found is not None or self._taking.busy or self._taking.unsettled
+        served = wanted and await self._served()
         if found is None:
             await self._claim()
-        elif self._ready_for_another(found):
+        elif served and self._ready_for_another(found):
             await self._begin(found, context.settings)
 
     def look_for_model(self) -> None:
@@ -50,6 +50,18 @@ class Starting:
         else:
             self._context.clear("base_model")
 
+    async def _served(self) -> bool:
+        """Whether an attempt may be handed to the fork server; says aloud why none can start."""
+        served = await self._context.runner.ensure_server()
+        failure = self._context.runner.server.failure
+        if failure:
+            message = f"The training process cannot start: {failure}"
+            remedy = "see logs/fork_server.log and training_daemon doctor; it is tried again by itself"
+            self._context.hold("fork_server", "environment", message, remedy)
+        else:
+            self._context.clear("fork_server")
+        return served
+
     # ---- the job in processing ----
 
     def _ready_for_another(self, found: Found) -> bool:
@@ -60,7 +72,11 @@ class Starting:
         ended = self._context.runner.ending(attempt)
         if ended is None:
             return False
+        if self._context.desired.skip == found.id and not skipping.lacks_evaluation(self._context, found, attempt):
+            return False  # it ended after `settle` has looked, and is skipped next
         decision = decide(*ended, settling.attempts_without_progress(self._context, found))
+        # Settling has looked a moment ago, and may have found the attempt alive, or waited for word of its death.
+        self._context.announce_ending(attempt, *ended, decision)
         if decision.action is Action.PAUSE:
             return self._mended(attempt, ended[0])
         return decision.action is Action.GO_ON
@@ -68,9 +84,10 @@ class Starting:
     def _mended(self, attempt: Attempt, ending: Ending) -> bool:
         """Whether what has stopped an attempt is over: the configuration was changed, or the disk has room again."""
         if ending is Ending.DISK_FULL:
-            newest = checkpoints.every(self._context.workspace)
-            needed = SPARE_CHECKPOINTS * sum(f.stat().st_size for f in newest[-1].iterdir()) if newest else 0
-            mended = psutil.disk_usage(str(self._context.workspace.root)).free > max(needed, 2**20)
+            needed = max(SPARE_CHECKPOINTS * self._checkpoint_bytes(attempt.job), LEAST_ROOM)
+            mended = room.lacking(self._context.workspace.current_model, needed) is None
+        elif ending is Ending.OTHER_PROTOCOL:
+            mended = attempt not in self._context.runner.handed  # it was another daemon's; this one has to try
         else:
             mended = self._context.workspace.config.stat().st_mtime > attempt.outcome.stat().st_mtime
             if mended:
@@ -78,6 +95,15 @@ class Starting:
         if mended:
             self._context.clear("attempt")
         return mended
+
+    def _checkpoint_bytes(self, job: str) -> int:
+        """Of the newest checkpoint; before the first, as intake has estimated it."""
+        newest = checkpoints.every(self._context.workspace)
+        if newest:
+            return sum(f.stat().st_size for f in newest[-1].rglob("*") if f.is_file())
+        found = store.look(self._context.workspace, State.PROCESSING, job)
+        report = read_report(found) if found else None
+        return (report.checkpoint_bytes if report else None) or 0
 
     # ---- the next job ----
 
@@ -89,9 +115,10 @@ class Starting:
         found = self._first_ready()
         if found is None or not self._taking.has_checked(found.id):
             return
-        if self._taking.park_if_trained(found, read_report(found)):
+        if self._taking.park_if_trained(found, read_report(found), ledger.trained(context.workspace)):
             return
-        await context.runner.ensure_server()
+        if not await self._served():
+            return
         settings = assigning.job_settings(context.workspace, found, context.settings)
         try:
             stale = await asyncio.to_thread(assigning.stale, context.workspace, found, settings)
@@ -148,7 +175,11 @@ class Starting:
         try:
             assigning.check_model(workspace, settings)
             went_back = await going_back.look_after_model(context, found.id)
-            parent = await asyncio.to_thread(assigning.find_parent, workspace, settings)
+            parent = await asyncio.to_thread(assigning.find_parent, workspace, found.id, settings)
+            assigning.check_kept_part(found, settings, parent)
+        except BadData as error:
+            settling.fail(context, found, error.message, error.remedy)
+            return
         except DaemonError as error:
             kind = "config" if isinstance(error, BadConfig) else "model"
             context.hold("preflight", kind, error.message, error.remedy)
@@ -158,6 +189,7 @@ class Starting:
         if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
             return
         context.clear("preflight")
+        context.tracker.event("preparing", f"{found.job.file}: an attempt is prepared", job=found.id)
         trash.clear_leftovers(workspace.current_model)  # no worker lives here now
         resume, problems = await asyncio.to_thread(checkpoints.resume_point, workspace, found.id, parent.name)
         for problem in problems:
@@ -168,6 +200,10 @@ class Starting:
         attempt = assigning.assign(workspace, found, settings, parent, resume)
         if found.state is not State.PROCESSING:
             found = store.move(workspace, found, State.PROCESSING)
-        where = f"from {resume.name}" if resume else f"from its first row, at step {parent.step}"
-        context.tracker.event("attempt_started", f"{found.job.file}: attempt {attempt.number} {where}", job=found.id)
+        if context.desired.skip == found.id:
+            Control(action="keep", reason="skip").save(attempt.control)  # it has only to be evaluated
+        first = f"its update {parent.part.steps + 1}" if parent.part.steps else "its first row"
+        where = f"from {resume.name}" if resume else f"from {first}, at step {parent.base_step + parent.part.steps}"
+        words = f"{found.job.file}: attempt {attempt.number} {where}"
+        context.tracker.event("attempt_started", words, job=found.id, attempt=attempt.number)
         await context.runner.hand_over(attempt)

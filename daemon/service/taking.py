@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable
 
 from daemon.core import files
+from daemon.core.config import Settings
 from daemon.core.errors import WorkerExit
 from daemon.core.records import WAITING_STATES, IntakeReport, State
 from daemon.jobs import inbox, ledger, store
 from daemon.jobs.inbox import Settling
 from daemon.jobs.store import Found
+from daemon.service import assigning
 from daemon.service.context import Context
 from daemon.service.settling import end as end_job
 from daemon.service.settling import fail
 
 MAX_CRASHES = 3  # of intake on one file, before the file is given up
 ENVIRONMENT_RETRY_SECONDS = 10.0
+DISK_RETRY_SECONDS = 3.0
+LOOK_SECONDS = 0.1  # at reports that are there already, in one round of the loop
 
 
 class Taking:
@@ -28,6 +32,7 @@ class Taking:
         self._settling = Settling()
         self._reported: set[str] = set()  # things in the inbox that are no files
         self._checked: set[str] = set()  # jobs whose report has been acted on
+        self._read: set[str] = set()  # jobs that this daemon has let intake read
         self._crashes: dict[str, int] = {}
         self._running: tuple[Found, asyncio.subprocess.Process, asyncio.Task[bytes]] | None = None
         self._not_before = 0.0
@@ -97,47 +102,60 @@ class Taking:
         self._checked &= {name for names in waiting.values() for name in names}
         self._checked -= self._context.to_read_again
         self._context.to_read_again.clear()
-        for state, names in waiting.items():
-            for name in names:
-                found = None if name in self._checked else store.look(self._context.workspace, state, name)
-                if found is None:
-                    continue
-                report = read_report(found)
-                if found.job.reason is not None:
-                    self._put_back_by_hand(found)
-                    report = None
-                if report is not None:
-                    self._act_on(found, report)
-                elif time.monotonic() >= self._not_before and "base_model" not in self._context.troubles:
+        unchecked = [(s, n) for s, names in waiting.items() for n in names if n not in self._checked]
+        if not unchecked:
+            if self._context.waits_for_disk:
+                self._context.clear("intake")  # nothing waits to be read, so nothing waits for room
+            return
+        trained, until = ledger.trained(self._context.workspace), time.monotonic() + LOOK_SECONDS
+        for state, name in unchecked:
+            found = store.look(self._context.workspace, state, name)
+            if found is None:
+                continue
+            report = read_report(found)
+            if found.job.reason is not None:
+                self._put_back_by_hand(found)
+                report = None
+            if report is None:
+                # In the order of the queue: where the first cannot be read now, the others wait with it.
+                if time.monotonic() >= self._not_before and "base_model" not in self._context.troubles:
                     await self._start(found)
-                    return
+                return
+            self._act_on(found, report, trained)
+            if time.monotonic() > until:  # others want the daemon too
+                self._wake()
+                return
 
     def _put_back_by_hand(self, found: Found) -> None:
         """A job that had ended and lies here again was moved by a person: that is a retry, and it is read anew."""
         files.remove(found.report)
+        assigning.thaw(self._context.workspace, found.id)
         found.job.model_copy(update={"reason": None, "remedy": None}).save(found.folder / store.RECORD)
         self._context.tracker.event("retry", f"{found.job.file} was put back by hand", job=found.id)
 
     async def _start(self, found: Found) -> None:
-        process = await self._spawn(str(found.folder))
+        self._context.tracker.event("reading", f"{found.job.file} is read and checked", job=found.id)
+        settings = assigning.job_settings(self._context.workspace, found, self._context.settings)
+        process = await self._spawn(settings, str(found.folder))
         task = asyncio.create_task(_output(process))
         task.add_done_callback(lambda _: self._wake())
         self._running = (found, process, task)
+        self._read.add(found.id)
 
     async def read_holdout(self) -> bool:
         """Tokenise the holdout as it is now; whether that went well."""
-        process = await self._spawn()
+        process = await self._spawn(self._context.settings)
         output = await _output(process)
         if process.returncode == WorkerExit.BAD_CONFIG:
             self._blame_environment(output)
         return process.returncode == 0
 
-    async def _spawn(self, *job: str) -> asyncio.subprocess.Process:
-        # The settings in force: config.json may be broken at this moment.
-        workspace, settings = self._context.workspace, self._context.settings.model_dump_json()
+    async def _spawn(self, settings: Settings, *job: str) -> asyncio.subprocess.Process:
+        # The settings in force are handed over: config.json may be broken at this moment.
+        workspace, given = self._context.workspace, settings.model_dump_json()
         with (workspace.logs / "intake.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", settings, str(workspace.root), *job),
+                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", given, str(workspace.root), *job),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -155,27 +173,33 @@ class Taking:
         else:
             self._context.clear("intake")
 
-    def _act_on(self, found: Found, report: IntakeReport) -> None:
+    def _act_on(self, found: Found, report: IntakeReport, trained: dict[str, str]) -> None:
         if not report.usable:
             fail(self._context, found, report.reason or "not usable", report.remedy)
-        elif not self.park_if_trained(found, report):
-            self._checked.add(found.id)
+            return
+        if self.park_if_trained(found, report, trained):
+            return
+        self._checked.add(found.id)
+        if found.id in self._read:  # else an earlier daemon has said it
             what = f"{report.rows} rows, {report.tokens} tokens{report.left_out()}; {report.estimated_steps} updates"
             self._context.tracker.event("checked", f"{found.job.file}: {what}", job=found.id, warnings=report.warnings)
 
-    def park_if_trained(self, found: Found, report: IntakeReport | None) -> bool:
+    def park_if_trained(self, found: Found, report: IntakeReport | None, trained: dict[str, str]) -> bool:
         """Whether the same content was trained before: then the job is parked. Asked at its turn too: two may wait."""
-        known = None if found.job.again or report is None else ledger.trained_as(self._context.workspace, report.sha256)
+        known = None if found.job.again or report is None else trained.get(report.sha256)
         if known in (None, found.id):
             return False
         remedy = f"train it once more on purpose: training_queue retry {found.id} --again"
+        if (self._context.workspace.state(State.SKIPPED) / known).is_dir():
+            remedy = f"train the rest of it: training_queue retry {known}; or {remedy}"
         end_job(self._context, found, State.FAILED, f"the same content was trained before, as {known}", remedy)
         return True
 
     def _blame_environment(self, output: bytes) -> None:
         said = json.loads(output)
-        self._not_before = time.monotonic() + ENVIRONMENT_RETRY_SECONDS
-        self._context.hold("intake", "environment", said["message"], said["remedy"])
+        wait = DISK_RETRY_SECONDS if said["reason"] == "disk" else ENVIRONMENT_RETRY_SECONDS
+        self._not_before = time.monotonic() + wait
+        self._context.hold("intake", said["reason"], said["message"], said["remedy"])
 
     def _count_crash(self, found: Found, code: int | None) -> None:
         crashes = self._crashes[found.id] = self._crashes.get(found.id, 0) + 1

@@ -10,11 +10,12 @@ from typing import Any
 import aiofiles
 import structlog
 
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 
 RECENT_EXAMPLES = 8
+MOST_UNSAID = 1000
 
 
 class Tracker:
@@ -25,12 +26,35 @@ class Tracker:
         self._log = structlog.get_logger("daemon")
         self._published: dict[str, Any] | None = None
         self._published_at = 0.0
+        self._unsaid: list[dict[str, Any]] = []  # events that a full disk did not take, oldest first
+        self._lost = 0  # and those beyond MOST_UNSAID
         self.started_at = now()
 
     def event(self, name: str, message: str, **facts: Any) -> None:
-        """A sentence for people with a name for machines, kept in events.jsonl and in the day's log."""
+        """A sentence for people with a name for machines, kept in events.jsonl and in the day's log.
+
+        Where the disk does not take it, it is said as soon as it can be: no step of the daemon fails for it.
+        """
         self._log.info(message, event_name=name, **facts)
-        files.append_json(self._workspace.events, {"time": now(), "event": name, "message": message, **facts})
+        if len(self._unsaid) < MOST_UNSAID:
+            self._unsaid.append({"time": now(), "event": name, "message": message, **facts})
+        else:
+            self._lost += 1
+        self.say()
+
+    def say(self) -> None:
+        """Write the events that are not written yet."""
+        try:
+            while self._unsaid:
+                files.append_json(self._workspace.events, self._unsaid[0])
+                del self._unsaid[0]
+                if self._lost and not self._unsaid:
+                    words = f"{self._lost} events were lost while the disk took nothing"
+                    self._unsaid = [{"time": now(), "event": "events_lost", "message": words}]
+                    self._lost = 0
+        except OSError as error:
+            if room.refusal(error) is None:
+                raise
 
     def publish(self, status: dict[str, Any], *, quiet_seconds: float) -> None:
         """Write the status where it has changed, or where the last one is `quiet_seconds` old."""
@@ -39,8 +63,8 @@ class Tracker:
         age = time.monotonic() - self._published_at
         if not pressing and age < (1.0 if lasting != self._published else quiet_seconds):
             return
-        self._published, self._published_at = lasting, time.monotonic()
         files.write_json(self._workspace.status, status)
+        self._published, self._published_at = lasting, time.monotonic()
 
 
 # What changes all the time by itself is no reason to write; what people wait for is written at once.
@@ -58,6 +82,7 @@ class RunLog:
     evaluation: dict[str, Any] | None = None
     started: dict[str, Any] | None = None
     generation_timeouts: int = 0
+    longest_save_seconds: float = 0.0
     examples: list[dict[str, Any]] = field(default_factory=list)
     _offset: int = 0
 
@@ -86,6 +111,8 @@ class RunLog:
             self.examples = (self.examples + line["examples"])[-RECENT_EXAMPLES:]
         elif line.get("event") == "started":
             self.started = line
+        elif line.get("event") == "saved":
+            self.longest_save_seconds = max(self.longest_save_seconds, line["seconds"])
 
 
 async def resources(folder: Path) -> dict[str, Any]:
@@ -127,10 +154,6 @@ def _gpu(nvml: Any, index: int, handle: Any) -> dict[str, Any]:
         "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         "power_w": round(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
     }
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def process_id() -> int:

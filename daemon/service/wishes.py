@@ -1,4 +1,4 @@
-"""Pause, resume, stop, skip, set-priority, remove, retry -> deeds; each answered when it is true, never twice."""
+"""Wishes -> deeds: pause, resume, stop, skip, and those for the queue; each answered when it is true, never twice."""
 
 import asyncio
 import contextlib
@@ -9,11 +9,13 @@ from typing import Any
 
 from daemon.core import files
 from daemon.core.attempts import Control
-from daemon.core.errors import DaemonError, Exit, Refused
-from daemon.core.records import WAITING_STATES, Answer, State, Wish, now
+from daemon.core.errors import DaemonError, Exit
+from daemon.core.records import Answer, State, Wish
 from daemon.jobs import store
 from daemon.jobs.store import Found
-from daemon.models import checkpoints, trash
+from daemon.models import checkpoints
+from daemon.service import queue_deeds, skipping
+from daemon.service.answering import answer_of, later, meant, no, paths, read, unreadable, yes
 from daemon.service.context import Context
 
 ANSWERS_KEPT = timedelta(hours=1)
@@ -26,10 +28,13 @@ async def obey(context: Context) -> None:
         if path.name.endswith(".answer.json") or path.name.startswith("."):
             _forget_old(path)
             continue
-        wish = _read(path)
-        answer = await _answer(context, wish) if wish else _unreadable(path)
+        if answer_of(path).exists():
+            files.remove(path)  # a crash came between answer and removal: what was done must not be done again
+            continue
+        wish = read(path)
+        answer = await _answer(context, wish) if wish else unreadable(path)
         if answer is not None:
-            answer.save(path.with_name(f"{path.stem}.answer.json"))
+            answer.save(answer_of(path))
             files.remove(path)
             context.tracker.event("wish", f"{wish.verb if wish else path.name}: {answer.message}", done=answer.done)
     if context.desired.stop and ready_to_end(context):
@@ -39,46 +44,71 @@ async def obey(context: Context) -> None:
 
 def open_wishes(context: Context) -> bool:
     """Whether any wish waits for its answer."""
-    return any(not p.name.endswith(".answer.json") for p in context.workspace.wishes.glob("*.json"))
+    return bool(paths(context))
+
+
+def answer_stops(context: Context) -> None:
+    """The daemon ends, for whatever reason: so what was wished for is true, and the next one must not end for it."""
+    for path in paths(context):
+        wish = read(path)
+        if wish is not None and wish.verb == "stop":
+            yes(wish, "the daemon ends").save(answer_of(path))
+            files.remove(path)
 
 
 async def _answer(context: Context, wish: Wish) -> Answer | None:
-    expired = datetime.fromisoformat(wish.expires_at) < datetime.now(UTC)
-    if expired and wish.id not in context.begun:
-        return _no(wish, "the wish had expired before it could be obeyed", "ask again", Exit.TIMED_OUT)
+    if _expired(wish) and not _begun(context, wish):
+        return no(wish, "the wish had expired before it could be obeyed", "ask again", Exit.TIMED_OUT)
     deed = DEEDS.get(wish.verb)
     if deed is None:
-        return _no(
+        return no(
             wish, f"{wish.verb} is not understood by this daemon", "restart the daemon after an upgrade", Exit.USAGE
         )
     context.begun.add(wish.id)
     try:
         return await deed(context, wish)
     except DaemonError as error:
-        return _no(wish, error.message, error.remedy, error.exit)
+        return no(wish, error.message, error.remedy, error.exit)
+
+
+def _expired(wish: Wish) -> bool:
+    try:
+        return datetime.fromisoformat(wish.expires_at) < datetime.now(UTC)
+    except (ValueError, TypeError):
+        return True  # no time of ours: nobody waits for the answer
+
+
+def _begun(context: Context, wish: Wish) -> bool:
+    """Whether a wish is being obeyed, perhaps since before a restart; then it cannot expire any more."""
+    desired = context.desired
+    wished = {"pause": desired.paused, "stop": desired.stop is not None, "skip": desired.skip == wish.job}
+    return wish.id in context.begun or wished.get(wish.verb, False)
 
 
 # ---- deeds: each returns None while it is not true yet, and may be called again ----
 
 
 async def pause(context: Context, wish: Wish) -> Answer | None:
+    if later(context, wish, "resume"):
+        return no(wish, "a later resume has taken the pause back", "pause again")
     if not context.desired.paused:
         context.wish(paused=True, reason="user")
-    if context.runner.alive() or _starting(context):
+    if _busy(context):
         return None
-    return _yes(wish, f"paused{await _saved(context)}", **await _facts(context))
+    return yes(wish, f"paused{await _saved(context)}", **await _facts(context))
 
 
 async def resume(context: Context, wish: Wish) -> Answer | None:
+    ends = "; the daemon is about to end, as asked, and goes on at its next start" if context.desired.stop else ""
     if not context.desired.paused:
-        return _yes(wish, "nothing was paused; the daemon takes the next file by itself")
+        return yes(wish, f"nothing was paused; the daemon takes the next file by itself{ends}")
     context.wish(paused=False, reason=None)
     found = store.processing(context.workspace)
     if found is None:
-        return _yes(wish, "resumed; the next file is taken when one waits")
+        return yes(wish, f"resumed; the next file is taken when one waits{ends}")
     facts = await _facts(context)
     where = f"after update {facts['job_step']} of {facts['job_total_steps']}" if facts else "from its first row"
-    return _yes(wish, f"resumed; {found.job.file} goes on {where}", **facts)
+    return yes(wish, f"resumed; {found.job.file} goes on {where}{ends}", **facts)
 
 
 async def stop(context: Context, wish: Wish) -> Answer | None:
@@ -88,73 +118,42 @@ async def stop(context: Context, wish: Wish) -> Answer | None:
     if not ready_to_end(context):
         return None
     context.ending = True
-    return _yes(wish, f"the daemon ends{await _saved(context)}", **await _facts(context))
+    return yes(wish, f"the daemon ends{await _saved(context)}", **await _facts(context))
 
 
 async def skip(context: Context, wish: Wish) -> Answer | None:
-    found = store.find(context.workspace, wish.job or "")
-    if found.state is State.SKIPPED:
-        return _yes(wish, f"{found.job.file} is skipped; the model is as it was before it", job=found.id)
+    found, keep = meant(context, wish), bool(wish.options.get("keep"))
     if found.state is not State.PROCESSING:
-        context.wish(skip=None)
-        return _no(
-            wish,
-            f"{found.job.file} is not being trained: it is {found.state}",
-            "training_queue remove takes a waiting job out",
-        )
-    context.wish(skip=found.id)
+        return _not_in_training(context, wish, found)
+    if later(context, wish, "skip"):
+        return None  # that one says what becomes of it; then this one is answered too
+    obstacle = skipping.obstacle(context, found, _busy(context)) if keep else None
+    if obstacle:
+        if context.once and context.desired.skip == found.id:
+            context.wish(skip=None, keep=False)  # it is said that this is not done, so it must not be done later
+        return no(wish, *obstacle)
+    context.wish(skip=found.id, keep=keep)
     return None
 
 
-async def set_priority(context: Context, wish: Wish) -> Answer | None:
-    found = store.find(context.workspace, wish.job or "")
-    state = State(wish.options.get("priority", ""))
-    if state not in WAITING_STATES:
-        return _no(wish, f"{state} is not a priority", "high, normal or low", Exit.USAGE)
-    if found.state not in WAITING_STATES:
-        return _no(wish, f"{found.job.file} does not wait: it is {found.state}", "only waiting jobs have a priority")
-    if found.state is not state:
-        store.move(context.workspace, found, state)
-    place = [f.id for f in store.waiting(context.workspace)].index(found.id) + 1
-    return _yes(wish, f"{found.job.file} has priority {state}; it is #{place} in the queue", job=found.id)
-
-
-async def remove(context: Context, wish: Wish) -> Answer | None:
-    found = store.find(context.workspace, wish.job or "")
-    if found.state is State.PROCESSING:
-        return _no(wish, f"{found.job.file} is being trained", "training_controller skip ends it first")
+def _not_in_training(context: Context, wish: Wish, found: Found) -> Answer:
+    if context.desired.skip == found.id:
+        context.wish(skip=None, keep=False)
+    if found.state is State.SKIPPED:
+        part = checkpoints.part_in_model(context.workspace, found.id)
+        model = f"the model contains {part.steps} of its updates" if part.steps else "the model is as it was before it"
+        return yes(wish, f"{found.job.file} is skipped; {model}", job=found.id, reason=found.job.reason)
     if found.state is State.COMPLETED:
-        return _no(
-            wish,
-            f"{found.job.file} is in the model; its data is kept",
-            "completed data stays, so that the model can be audited",
+        return no(
+            wish, f"{found.job.file} is already completed; the model contains it", "nothing is left to be skipped"
         )
-    grave = trash.discard(context.workspace, found.folder, "removed by hand")
-    where = grave.relative_to(context.workspace.root)
-    return _yes(wish, f"{found.job.file} is taken out; it lies in {where} and can be brought back", job=found.id)
-
-
-async def retry(context: Context, wish: Wish) -> Answer | None:
-    if wish.options.get("all_failed"):
-        again = store.jobs(context.workspace, State.FAILED)
-    else:
-        again = [store.find(context.workspace, wish.job or "")]
-    for found in again:
-        _put_back(context, found, bool(wish.options.get("again")))
-    names = ", ".join(f.job.file for f in again)
-    return _yes(wish, f"waiting again: {names}" if again else "no failed job to try again", jobs=[f.id for f in again])
-
-
-def _put_back(context: Context, found: Found, again: bool) -> None:
-    if found.state is State.COMPLETED:
-        remedy = f"to train it once more on purpose: training_queue add {found.job.file} --again"
-        raise Refused(f"{found.id} is completed: the model contains it.", remedy)
-    if again:
-        found = store.Found(found.state, found.folder, found.job.model_copy(update={"again": True}))
-    # A file that could not be used is read anew: what was wrong may have been mended, in it or around it.
-    files.remove(found.report)
-    context.read_again(found.id)
-    store.move(context.workspace, found, State(found.job.priority))
+    if found.state is State.REJECTED:
+        return no(wish, f"{found.job.file} is rejected: {found.job.reason}", found.job.remedy or "", Exit.PROBLEM)
+    return no(
+        wish,
+        f"{found.job.file} is not being trained: it is {found.state}",
+        "training_queue remove takes a waiting job out",
+    )
 
 
 Deed = Callable[[Context, Wish], Awaitable[Answer | None]]
@@ -163,9 +162,9 @@ DEEDS: dict[str, Deed] = {
     "resume": resume,
     "stop": stop,
     "skip": skip,
-    "set_priority": set_priority,
-    "remove": remove,
-    "retry": retry,
+    "set_priority": queue_deeds.set_priority,
+    "remove": queue_deeds.remove,
+    "retry": queue_deeds.retry,
 }
 
 
@@ -174,14 +173,17 @@ DEEDS: dict[str, Deed] = {
 
 def ready_to_end(context: Context) -> bool:
     """Whether a stop may end the daemon now: no worker, and none to come."""
-    if context.runner.alive() or _starting(context):
+    if _busy(context):
         return False
-    waits_for_file = context.desired.stop == "after_file" and not context.desired.paused and context.blocking is None
+    trains = not (context.desired.paused or context.blocking or context.once)
+    waits_for_file = context.desired.stop == "after_file" and trains
     return not (waits_for_file and store.processing(context.workspace))
 
 
-def _starting(context: Context) -> bool:
-    """Whether an attempt has been handed over and may still come to life."""
+def _busy(context: Context) -> bool:
+    """Whether a worker lives, or an attempt has been handed over and may still come to life."""
+    if context.runner.alive():
+        return True
     found = store.processing(context.workspace)
     attempt = context.workspace.run(found.id).newest_attempt() if found else None
     return attempt is not None and context.runner.ending(attempt) is None
@@ -190,11 +192,11 @@ def _starting(context: Context) -> bool:
 def _tell_worker(context: Context) -> None:
     """Pass on to the running attempt what is wished for, once."""
     attempt = context.runner.attempt()
-    if attempt is None or attempt.control.exists():
+    if attempt is None or attempt.control.exists() or context.runner.other_protocol is not None:
         return
     desired = context.desired
     if desired.skip == attempt.job:
-        Control(action="drop", reason="skip").save(attempt.control)
+        Control(action="keep" if desired.keep else "drop", reason="skip").save(attempt.control)
     elif desired.paused:
         Control(action="pause", reason=desired.reason or "user").save(attempt.control)
     elif desired.stop == "now":
@@ -239,27 +241,6 @@ async def _facts(context: Context) -> dict[str, Any]:
 def newest_of(context: Context, job: str) -> Path | None:
     mine = [f for f in checkpoints.every(context.workspace) if (m := checkpoints.read(f)) and m.job == job]
     return mine[-1] if mine else None
-
-
-def _read(path: Path) -> Wish | None:
-    try:
-        return Wish.load(path)
-    except (ValueError, OSError):
-        return None
-
-
-def _unreadable(path: Path) -> Answer:
-    return Answer(
-        id=path.stem, done=False, message="the wish could not be read", remedy="ask again", exit=Exit.USAGE, at=now()
-    )
-
-
-def _yes(wish: Wish, message: str, **facts: Any) -> Answer:
-    return Answer(id=wish.id, done=True, message=message, facts=facts, at=now())
-
-
-def _no(wish: Wish, message: str, remedy: str, code: Exit = Exit.REFUSED) -> Answer:
-    return Answer(id=wish.id, done=False, message=message, remedy=remedy, exit=code, at=now())
 
 
 def _forget_old(path: Path) -> None:

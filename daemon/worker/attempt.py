@@ -12,25 +12,39 @@ import psutil
 import torch
 from transformers.utils import logging
 
-from daemon.core import locks
-from daemon.core.attempts import Assignment, Outcome
+from daemon.core import files, locks, room
+from daemon.core.attempts import PROTOCOL, Assignment, Outcome
 from daemon.core.errors import BadConfig, BadData, WorkerExit
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import now
-from daemon.worker.callbacks import NotFinite, Orders
+from daemon.worker.callbacks import Orders
+from daemon.worker.finite import NotFinite
 from daemon.worker.train import Result, train
-
-PROTOCOL = 1  # of the files between daemon and worker
 
 
 def run(folder: Path) -> int:
     """Run the attempt in `folder`, in a process of its own; returns the exit code."""
-    attempt = Attempt(folder)
-    assignment = Assignment.load(attempt.assignment)
-    assert assignment, f"{attempt.assignment} is written before the attempt is handed over"
+    try:
+        return _run(Attempt(folder))
+    except Exception as error:
+        if room.refusal(error) is None:
+            raise
+        traceback.print_exc()
+        return WorkerExit.DISK_FULL  # the code has to say it all: there is no room for an outcome
+
+
+def _run(attempt: Attempt) -> int:
+    given = files.read_json(attempt.assignment)
+    assert given, f"{attempt.assignment} is written before the attempt is handed over"
+    if given.get("protocol", 1) != PROTOCOL:
+        return WorkerExit.OTHER_PROTOCOL  # before anything of it is understood in a wrong way
+    assignment = Assignment.model_validate(given)
     workspace = Workspace(Path(assignment.workspace))
     _redirect_output(workspace.run(assignment.job).worker_log)
+    # Before the lock says whom to signal: without their handlers both signals would end this process.
+    orders = Orders(attempt)
+    _answer_with_stacks(attempt.stacks)
     try:
         lock = locks.Lock(workspace.worker_lock)
     except BlockingIOError:
@@ -40,20 +54,19 @@ def run(folder: Path) -> int:
         return WorkerExit.BUSY  # a newer attempt was made while this one waited
     logging.disable_progress_bar()  # worker.log is for people to read afterwards
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    outcome = _outcome(attempt, assignment)
+    outcome = _outcome(attempt, assignment, orders)
     outcome.save(attempt.outcome)
     print(f"── attempt {attempt.number} ended: {outcome.kind}: {outcome.message}", flush=True)
     return outcome.code
 
 
-def _outcome(attempt: Attempt, assignment: Assignment) -> Outcome:
-    heartbeat = Heartbeat(attempt.heartbeat)
+def _outcome(attempt: Attempt, assignment: Assignment, orders: Orders) -> Outcome:
     try:
-        return _in_words(train(assignment, attempt, heartbeat, Orders(attempt)))
+        heartbeat = Heartbeat(attempt.heartbeat)
+        return _in_words(train(assignment, attempt, heartbeat, orders))
     except Exception as error:
         traceback.print_exc()
-        code, message, remedy = explain(error, Path(assignment.workspace))
+        code, message, remedy = explain(error)
         return Outcome(kind=code.name.lower(), code=code, message=message, remedy=remedy, job_step=0, at=now())
 
 
@@ -68,8 +81,8 @@ def _in_words(result: Result) -> Outcome:
     )
 
 
-def explain(error: Exception, workspace: Path) -> tuple[WorkerExit, str, str | None]:
-    """Exit code, cause and remedy of an exception; by type and by the state of the machine, never by its text."""
+def explain(error: Exception) -> tuple[WorkerExit, str, str | None]:
+    """Exit code, cause and remedy of an exception; by its type and by what lies behind it, never by its text."""
     if isinstance(error, BadData):
         return WorkerExit.BAD_DATA, error.message, error.remedy
     if isinstance(error, BadConfig):
@@ -78,24 +91,27 @@ def explain(error: Exception, workspace: Path) -> tuple[WorkerExit, str, str | N
         return WorkerExit.NOT_FINITE, str(error), "look at these rows; try a lower learning_rate"
     if isinstance(error, torch.OutOfMemoryError):
         return WorkerExit.OUT_OF_MEMORY, str(error), "lower per_device_train_batch_size or max_length in config.json"
-    # torch.save hides ENOSPC behind a RuntimeError, so the disk itself is asked.
-    if isinstance(error, OSError | RuntimeError) and psutil.disk_usage(str(workspace)).free < 2**20:
-        return WorkerExit.DISK_FULL, f"the disk is full: {error}", "free some space; the training goes on by itself"
+    if said := room.refusal(error):
+        return WorkerExit.DISK_FULL, f"the disk {said}: {error}", room.REMEDY
     if isinstance(error, torch.AcceleratorError):
         return WorkerExit.GPU, str(error), "see runs/<job>/worker.log and nvidia-smi"
     return WorkerExit.BUG, f"{type(error).__name__}: {error}", "the traceback stands in runs/<job>/worker.log"
 
 
 def _identity(attempt: Attempt) -> dict[str, object]:
-    process = psutil.Process()
     return {
-        "pid": process.pid,
-        "start_time": process.create_time(),
-        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        **locks.this_process(),
+        "start_time": psutil.Process().create_time(),  # for people
         "attempt": str(attempt.root),
         "protocol": PROTOCOL,
         "since": now(),
     }
+
+
+def _answer_with_stacks(path: Path) -> None:
+    """Let SIGUSR1 write what every thread is doing: in C, so that it works where Python hangs."""
+    stacks = path.open("ab")  # now: a process that hangs opens no file; held by the handler until the end
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
 
 
 def _redirect_output(path: Path) -> None:

@@ -68,7 +68,10 @@ class Stream:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             seed = derive_seed(self._seed, self._name, f"epoch {epoch}")
-            self._orders[epoch] = np.random.Generator(np.random.PCG64(seed)).permutation(self.rows)
+            # numpy's old generator: that of the new one may change with a release, and a file that goes on after an
+            # upgrade would have rows twice and never.
+            draw = np.random.RandomState([seed >> 32, seed % 2**32])
+            self._orders[epoch] = draw.permutation(self.rows)
         return self._orders[epoch]
 
 
@@ -164,7 +167,7 @@ class Updates(Dataset[dict[str, Any]]):
             "trained_tokens": sum(self.rows.trained_tokens(i) for i in indices),
             "tokens": sum(lengths),
             "rows": indices,
-            "example": (sequences[0][0], len(self.rows.row(sequences[0][0])[0])),  # the row at the very beginning
+            "example": sequences[0][0],  # the row at the very beginning
         }
 
     def _sequences(self, indices: list[int], lengths: list[int]) -> list[list[int]]:

@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from daemon.core import files
+from daemon.core import files, room
 from daemon.core.attempts import Control, Evaluation
 from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Attempt, Run
@@ -17,10 +17,6 @@ from daemon.core.records import now
 from daemon.worker.evaluate import THINK_TAG, WATCH_ROWS, Holdout, readable, seed_everything, set_rng_states, split
 from daemon.worker.saving import Saved, Saver
 from daemon.worker.trainer import JobTrainer
-
-
-class NotFinite(Exception):
-    """A loss or gradient that is not a number reached the optimizer's door; the weights are untouched."""
 
 
 class Orders:
@@ -36,9 +32,9 @@ class Orders:
 
     def pending(self) -> Control | None:
         """The order to obey at the next step's end, if any; one look at the disk, about a microsecond."""
-        if self._terminated:
-            return Control(action="stop", reason="SIGTERM")
-        return Control.load(self._path) if self._path.exists() else None
+        if self._path.exists():
+            return Control.load(self._path)  # first: SIGTERM comes too where this was not obeyed in time
+        return Control(action="stop", reason="SIGTERM") if self._terminated else None
 
 
 class Log:
@@ -47,8 +43,21 @@ class Log:
     def __init__(self, run: Run, attempt: int, base_step: int, total_steps: int) -> None:
         self._path = run.log
         self._attempt, self._base_step, self._total_steps = attempt, base_step, total_steps
+        self._lost = 0  # lines that a full disk did not take
 
     def write(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
+        """Add a line. One that the disk does not take is lost, and that is said later: training does not end for it."""
+        try:
+            if self._lost:
+                self._append("event", job_step, epoch, event="lines_lost", lines=self._lost)
+                self._lost = 0
+            self._append(kind, job_step, epoch, **facts)
+        except OSError as error:
+            if room.refusal(error) is None:
+                raise
+            self._lost += 1
+
+    def _append(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
         line = {
             "kind": kind,
             "time": now(),
@@ -88,15 +97,18 @@ class Step(TrainerCallback):
         self._log, self._orders, self._saver, self._holdout = log, orders, saver, holdout
         self._attempt, self._heartbeat = attempt, heartbeat
         self._rng, self._seed = rng, seed
-        self._losses: list[torch.Tensor | float] = list(losses)
+        self._losses = list(losses)
         self._rate = 0.0
         self._tokens, self._since, self._steps = 0, time.monotonic(), 0
 
     # ---- Hugging Face's events ----
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._holdout and self.evaluation.before is None and self.trainer.first_step == 0:
-            self.evaluate(0, self._holdout.rows_for_gate())
+        if self._holdout and self.evaluation.before is None and self._rng is None:  # at a job's beginning
+            rows = self._holdout.rows_for_gate()
+            before = self.evaluate(self.trainer.first_step, rows)
+            self.evaluation = self.evaluation.model_copy(update={"before": before, "rows": rows})
+            self.evaluation.save(self._attempt.evaluation)
         self._since = time.monotonic()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -110,12 +122,7 @@ class Step(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        loss, norm = float(self.trainer.update_loss), float(self.trainer.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            lines = [int(self.trainer.updates.rows.lines[r]) for r in self.trainer.update_rows]
-            raise NotFinite(
-                f"loss {loss}, gradient norm {norm} in update {state.global_step + 1}; its rows stand in lines {lines}"
-            )
+        self.trainer.admit(state.global_step + 1)
         assert self.trainer.optimizer is not None, "there is no step without one"
         self._rate = float(self.trainer.optimizer.param_groups[0]["lr"])
 
@@ -142,8 +149,9 @@ class Step(TrainerCallback):
     # ---- deeds ----
 
     def save(self, *, final: bool, wait: bool) -> None:
-        losses = [float(x) for x in self._losses]
-        self._note(self._saver.save(self.trainer, losses, final=final, wait=wait))
+        self._event(self.trainer.state.global_step, "saving", final=final)
+        self._settle()
+        self._note(self._saver.save(self.trainer, self._losses, final=final, wait=wait))
 
     def _note(self, ended: list[Saved]) -> None:
         for saved in ended:
@@ -155,11 +163,12 @@ class Step(TrainerCallback):
         """Measure, write it down, show what the model answers; the loss a trained token on so many holdout rows."""
         assert self._holdout is not None
         model = self.trainer.language_model
+        self._settle()
         loss = self._holdout.loss(model, rows)
         examples, timed_out = self._holdout.examples(model)
         outputs = [e["model_output"] for e in examples if e["model_output"] is not None]
         matches = [e["match"] for e in examples if e["match"] is not None]
-        gap = loss - self.recent_loss if self._losses or step else None
+        gap = loss - self.recent_loss if self._losses or step > self.trainer.first_step else None
         self._log.write(
             "eval",
             step,
@@ -176,29 +185,36 @@ class Step(TrainerCallback):
         for e in examples:
             mark = {True: "✓", False: "✗", None: "? (timed out)"}[e["match"]]
             self._log.say(f"  {mark} {e['prompt']}\n    golden {e['golden_answer']}\n    model  {e['model_output']}")
-        if step == 0:
-            self.evaluation = self.evaluation.model_copy(update={"before": loss, "rows": rows})
-            self.evaluation.save(self._attempt.evaluation)
         return loss
 
     @property
     def recent_loss(self) -> float:
         """Mean training loss since the last line of the log; that line's own where nothing came since."""
-        return sum(map(float, self._losses)) / len(self._losses) if self._losses else self._last_loss
+        return sum(self._losses) / len(self._losses) if self._losses else self._last_loss
 
     _last_loss = math.nan
 
     # ---- numbers ----
 
     def _count(self) -> None:
-        self.trainer.note_consumed()
-        self._losses.append(self.trainer.update_loss.detach())
         self._tokens += self.trainer.update_tokens
         self._steps += 1
+        if self.trainer.guard.full:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Learn what became of the updates since the last look; on a GPU this waits for it."""
+        for update in self.trainer.settle():
+            if update.skipped:
+                figures = {"loss": update.loss, "grad_norm": update.gradient}
+                self._event(update.step, "update_skipped", lines=update.lines, **figures)
+            else:
+                self._losses.append(update.loss)
 
     def _log_numbers(self, step: int) -> None:
+        self._settle()
         seconds = max(time.monotonic() - self._since, 1e-9)
-        self._last_loss = loss = self.recent_loss
+        self._last_loss = loss = self.recent_loss if self._losses else math.nan  # all were skipped
         norm, speed = float(self.trainer.grad_norm), self._tokens / seconds
         example = self._example(step)
         self._log.write(
@@ -210,6 +226,7 @@ class Step(TrainerCallback):
             grad_norm=norm,
             tokens_per_second=round(speed, 1),
             steps_per_second=round(self._steps / seconds, 3),
+            skipped_updates=self.trainer.guard.skipped,
             memory_bytes=memory_bytes(),
             example=example,
         )

@@ -7,29 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.worker.batches import IGNORED, TokenRows, pad
+from daemon.worker.batches import TokenRows, pad
 from daemon.worker.generate import Answers, answer
+from daemon.worker.losses import TokenLosses
 
 GATE_ROWS = 1000  # of the holdout, for the verdict
 WATCH_ROWS = 64  # of the holdout, while training
 SHOWN_CHARACTERS = 400
 THINK_TAG = "<think>"
-
-
-def token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of every label, in float32, and the labels: both of shape (rows, tokens - 1); 0 where ignored."""
-    logits = model(**{name: part for name, part in batch.items() if name != "labels"}, use_cache=False).logits
-    labels = batch["labels"][:, 1:]
-    losses = functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
-    return losses, labels
 
 
 @contextmanager
@@ -89,9 +78,15 @@ class Holdout:
     """The fixed rows that are never trained on, and what to do with them."""
 
     def __init__(
-        self, rows: TokenRows, settings: Settings, tokenizer: PreTrainedTokenizerBase, heartbeat: Heartbeat
+        self,
+        rows: TokenRows,
+        settings: Settings,
+        tokenizer: PreTrainedTokenizerBase,
+        heartbeat: Heartbeat,
+        token_losses: TokenLosses,
     ) -> None:
         self._rows, self._settings, self._tokenizer, self._heartbeat = rows, settings, tokenizer, heartbeat
+        self._token_losses = token_losses
         self._pad_id = pad_id(tokenizer)
 
     def loss(self, model: PreTrainedModel, limit: int) -> float:
@@ -102,9 +97,9 @@ class Holdout:
         with aside(model, self._heartbeat, Phase.EVALUATE), torch.no_grad():
             for first in range(0, count, size):
                 batch = pad(self._rows, list(range(first, min(first + size, count))), self._pad_id)
-                losses, labels = token_loss(model, {k: v.to(model.device) for k, v in batch.items()})
+                losses = self._token_losses(model, batch)
                 total += float(losses.double().sum())
-                tokens += int((labels != IGNORED).sum())
+                tokens += len(losses)
                 self._heartbeat.beat(micro_batches=1)
         return total / max(tokens, 1)
 

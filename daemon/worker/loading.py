@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from daemon.core import files
-from daemon.core.attempts import Assignment, Exactness
+from daemon.core.attempts import Assignment, Exactness, Manifest
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig
 from daemon.core.paths import Workspace
@@ -31,6 +31,8 @@ class Start:
     losses: list[float]  # of the updates since the last line of the log
     layout: Layout | None  # of the batches; None = still to be found out
     consumed: bytes  # the rows trained so far in this job, as consumed.bin has them
+    skipped_updates: int  # of this job: they were not finite
+    inexact: str | None = None  # why the job does not go on bit for bit, in words
 
 
 def prepare_torch(settings: Settings) -> Exactness:
@@ -60,18 +62,53 @@ def find_start(assignment: Assignment, workspace: Workspace) -> Start:
         progress = read_progress(folder)
         consumed = (folder / checkpoints.CONSUMED).read_bytes()
         return Start(
-            folder, manifest.job_step, _optimizer(folder), _load(folder / saving.RNG), **progress, consumed=consumed
+            folder,
+            manifest.job_step,
+            _optimizer(folder),
+            _load(folder / saving.RNG),
+            **progress,
+            consumed=consumed,
+            skipped_updates=manifest.skipped_updates,
+            inexact=why_inexact(manifest),
         )
     if assignment.parent:
         folder = workspace.current_model / assignment.parent.checkpoint
-        return Start(folder, 0, _optimizer(folder), None, [], None, b"")
-    return Start(None, 0, None, None, [], None, b"")
+        consumed = _kept_rows(assignment, workspace)
+        return Start(folder, assignment.first_step, _optimizer(folder), None, [], None, consumed, 0)
+    return Start(None, 0, None, None, [], None, b"", 0)
+
+
+def _kept_rows(assignment: Assignment, workspace: Workspace) -> bytes:
+    """The rows of this job that the parent contains already."""
+    size = assignment.first_rows * checkpoints.CONSUMED_BYTES
+    note = workspace.run(assignment.job).consumed
+    rows = note.read_bytes()[:size] if size and note.is_file() else b""
+    if len(rows) < size:
+        raise BadConfig(
+            f"{note} lacks rows that the model contains.",
+            "bring it back from a backup, then change config.json; or: training_controller skip",
+        )
+    return rows
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of the middle of a training: the losses not logged yet, and the batches' layout."""
     progress = files.read_json(folder / saving.PROGRESS) or {}
     return {"losses": progress["losses"], "layout": Layout(progress["layout"])}
+
+
+def why_inexact(manifest: Manifest) -> str | None:
+    """What calculates otherwise here than where the checkpoint was made; it may round otherwise."""
+    before = {**manifest.versions, "threads": str(manifest.threads)}
+    here = {**saving.versions(), "threads": str(torch.get_num_threads())}
+    other = [
+        f"{name}: {before[name]} before, {here[name]} now"
+        for name in here
+        if before.get(name, here[name]) != here[name]
+    ]
+    if other:
+        return "; ".join(other)
+    return "an attempt before went on inexactly" if manifest.inexact else None
 
 
 def load_model(base: Path, weights: Path | None, settings: Settings, adapter_seed: int) -> PreTrainedModel:

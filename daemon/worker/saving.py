@@ -36,6 +36,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "numpy", "training-daemon")
+# Of what is loaded: looked up at import, since an upgrade may change what is installed under a living fork server.
+VERSIONS = {**{name: version(name) for name in LIBRARIES}, "python": platform.python_version()}
 
 
 def plan_digest(assignment: Assignment) -> str:
@@ -50,6 +52,18 @@ def plan_digest(assignment: Assignment) -> str:
             "job": assignment.job,
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """All whose change may round otherwise: the libraries, and the processors."""
+    model = next((line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    cpu = f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+    return {**VERSIONS, "processors": ", ".join([cpu, *gpus])}
+
+
+def _cpu_lines() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Saver:
     def __init__(self, workspace: Workspace, assignment: Assignment, settings: Settings, heartbeat: Heartbeat) -> None:
         self.workspace, self.assignment, self.settings, self.heartbeat = workspace, assignment, settings, heartbeat
         self.exactness: Exactness = "statistical"
+        self.inexact: str | None = None  # why it is no more than that, where the job did not go on as it began
         self.saved: Path | None = None  # the newest checkpoint of this attempt
         self.waits_because: str | None = None  # why training waits for every save, in words
         self._copies = Copies()
@@ -108,13 +123,19 @@ class Saver:
 
     def save(self, trainer: JobTrainer, losses: list[float], *, final: bool, wait: bool) -> list[Saved]:
         """Begin a save, and with `wait` end it; what is there now, an earlier one included."""
+        before = self.heartbeat.phase
+        self.heartbeat.beat(Phase.SAVE)  # first: the save under way may take long, and who waits must know for what
+        try:
+            return self._save(trainer, losses, final, wait)
+        finally:
+            self.heartbeat.beat(before)
+
+    def _save(self, trainer: JobTrainer, losses: list[float], final: bool, wait: bool) -> list[Saved]:
         ended = self.settle()
         job_step = trainer.state.global_step
         if self.saved == self._target(job_step):
             return ended
         began = time.monotonic()
-        before = self.heartbeat.phase
-        self.heartbeat.beat(Phase.SAVE)
         state = self._state(trainer, losses, final)
         if not wait and self._reserved is not None:
             self._reserved.result()
@@ -122,7 +143,6 @@ class Saver:
             self._running = self._thread.submit(self._write, trainer, state, began, time.monotonic() - began)
         else:
             ended.append(self._note(self._write(trainer, state, began, None)))
-        self.heartbeat.beat(before)
         self._saved_at, self._saved_step = time.monotonic(), job_step
         return ended
 
@@ -156,7 +176,7 @@ class Saver:
             model=weights,
             optimizer=trainer.optimizer.state_dict(),
             rng=rng_states(),
-            progress={"losses": losses, "layout": trainer.updates.layout.value},
+            progress={"losses": list(losses), "layout": trainer.updates.layout.value},
             consumed=bytes(trainer.consumed),
             manifest=self._manifest(trainer, final),
         )
@@ -166,8 +186,8 @@ class Saver:
         target = self._target(state.manifest.job_step)
         with files.stage(target) as folder:
             self._write_model(trainer, state, folder)
-            torch.save(state.optimizer, folder / OPTIMIZER)
-            torch.save(state.rng, folder / RNG)
+            _save(state.optimizer, folder / OPTIMIZER)
+            _save(state.rng, folder / RNG)
             files.write_json(folder / PROGRESS, state.progress)
             files.write(folder / checkpoints.CONSUMED, state.consumed)
             manifest = state.manifest.model_copy(update={"files": checkpoints.seal_files(folder)})
@@ -191,14 +211,16 @@ class Saver:
     def _manifest(self, trainer: JobTrainer, final: bool) -> Manifest:
         given = self.assignment
         job_step = trainer.state.global_step
-        stream = trainer.updates.stream
+        stream, rows = trainer.updates.stream, len(trainer.consumed) // checkpoints.CONSUMED_BYTES
         here = Trained(
             job=given.job,
             file=given.file,
             sha256=given.data_sha256,
             rows=given.rows,
             epochs=stream.epochs,
-            steps=job_step,
+            steps=job_step - given.first_step,
+            rows_trained=rows - given.first_rows,
+            stream_at=given.base_step if given.stream_at is None else given.stream_at,
         )
         return Manifest(
             job=given.job,
@@ -207,16 +229,25 @@ class Saver:
             base_step=given.base_step,
             job_step=job_step,
             job_total_steps=stream.total_steps,
-            rows_consumed=len(trainer.consumed) // checkpoints.CONSUMED_BYTES,
+            first_step=given.first_step,
+            rows_consumed=rows,
             final=final,
             parent=given.parent,
             lineage=[*given.parent_lineage, here],
             base_model=given.base_model_sha256,
             method=self.settings.training_method,
+            skipped_updates=trainer.guard.skipped,
             plan=plan_digest(given),
-            versions={**{name: version(name) for name in LIBRARIES}, "python": platform.python_version()},
+            versions=versions(),
             threads=torch.get_num_threads(),
             exactness=self.exactness,
+            inexact=self.inexact,
             created_at=now(),
             files={},
         )
+
+
+def _save(value: dict[str, Any], path: Path) -> None:
+    """Into a file of Python's: given a path, torch.save keeps to itself what the disk said."""
+    with path.open("wb") as file:
+        torch.save(value, file)

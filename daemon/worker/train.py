@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PrinterCallback
 
-from daemon.core.attempts import Assignment, Control, Evaluation
+from daemon.core.attempts import Assignment, Control, Evaluation, Exactness
 from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
-from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed
+from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
 from daemon.worker.callbacks import Log, Orders, Step
-from daemon.worker.evaluate import Holdout, pad_id
+from daemon.worker.evaluate import Holdout, aside, pad_id
 from daemon.worker.loading import find_start, load_model, prepare_torch
+from daemon.worker.losses import TokenLosses
 from daemon.worker.packing import choose_layout
 from daemon.worker.saving import Saver
 from daemon.worker.trainer import JobTrainer, training_arguments
@@ -34,10 +35,10 @@ class Result:
 def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> Result:
     """Train what the assignment says, from where it says, until the end or an order."""
     exactness = prepare_torch(Settings.model_validate(assignment.settings))
-    if order := orders.pending():
+    order = orders.pending()
+    if order and not (order.action == "keep" and assignment.resume):
         return _ended_early(order, assignment)
-    training = Training(assignment, attempt, heartbeat, orders)
-    training.saver.exactness = exactness
+    training = Training(assignment, attempt, heartbeat, orders, exactness)
     try:
         training.run()
         return training.finish()
@@ -48,13 +49,16 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
 class Training:
     """The parts of one job's training, made one after the other, and what is done with them."""
 
-    def __init__(self, assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> None:
-        self._assignment, self._attempt, self._heartbeat = assignment, attempt, heartbeat
+    def __init__(
+        self, assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders, exactness: Exactness
+    ) -> None:
+        self._assignment, self._attempt, self._heartbeat, self._orders = assignment, attempt, heartbeat, orders
         self._workspace = Workspace(Path(assignment.workspace))
         self._settings = settings = Settings.model_validate(assignment.settings)
         self._start = find_start(assignment, self._workspace)
         # The stream's name: which data is trained at which step. The same lineage elsewhere has the same streams.
-        self._name = f"{assignment.data_sha256} at {assignment.base_step}"
+        at = assignment.base_step if assignment.stream_at is None else assignment.stream_at
+        self._name = f"{assignment.data_sha256} at {at}"
         base = self._workspace.root / assignment.base_model
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = load_model(base, self._start.weights, settings, self._seed_for("adapter"))
@@ -63,9 +67,12 @@ class Training:
             len(self._rows), settings.num_train_epochs, settings.update_rows, settings.seed, self._name
         )
         assert self._stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
+        self._token_losses = TokenLosses()
         self._holdout = self._open_holdout()
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
+        self.saver.inexact = self._start.inexact
+        self.saver.exactness = "statistical" if self._start.inexact else exactness
         total = assignment.base_step + self._stream.total_steps
         self._log = Log(self._workspace.run(assignment.job), attempt.number, assignment.base_step, total)
         self._step = self._make_step(orders)
@@ -74,12 +81,14 @@ class Training:
     def run(self) -> None:
         """Train from the start to the end, or to an order."""
         self._lay_out()
-        if self._start.first_step < self._stream.total_steps:
-            self._heartbeat.beat(Phase.TRAIN)
-            self._trainer.train()
-        else:  # a final checkpoint that lacks its evaluation
+        order, final = self._orders.pending(), self._start.first_step == self._stream.total_steps
+        if final or (order and order.action == "keep"):  # all that this checkpoint lacks is its evaluation
+            self._step.interrupted = None if final else order
             self._trainer.accelerator.prepare_model(self._model, evaluation_mode=True)
             self._trainer.state.global_step = self._start.first_step
+        else:
+            self._heartbeat.beat(Phase.TRAIN)
+            self._trainer.train()
 
     def finish(self) -> Result:
         """The final evaluation, or the record of what interrupted the training."""
@@ -87,16 +96,22 @@ class Training:
         resumed = self._workspace.root / self._assignment.resume if self._assignment.resume else None
         folder = self.saver.saved or resumed
         if order := self._step.interrupted:
+            if order.action == "keep" and folder:
+                self._evaluate(folder, job_step)
             saved = f"saved {folder.name}" if folder else "saved nothing"
             return Result(_code(order), f"{saved}; {order.action} was asked for: {order.reason}", folder, job_step)
         assert folder is not None, "the last step saves"
+        self._evaluate(folder, job_step)
+        return Result(WorkerExit.DONE, f"trained to the end; {folder.name} is final", folder, job_step)
+
+    def _evaluate(self, folder: Path, job_step: int) -> None:
+        """What the gate has to know of this checkpoint."""
         evaluation = self._step.evaluation.model_copy(update={"checkpoint": folder.name})
         if self._holdout:
             rows = self._holdout.rows_for_gate()
             after = self._step.evaluate(job_step, rows)
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
-        return Result(WorkerExit.DONE, f"trained to the end; {folder.name} is final", folder, job_step)
 
     # ---- parts ----
 
@@ -107,7 +122,7 @@ class Training:
         if not self._assignment.holdout:
             return None
         rows = TokenRows(self._workspace.root / self._assignment.holdout)
-        return Holdout(rows, self._settings, self._tokenizer, self._heartbeat)
+        return Holdout(rows, self._settings, self._tokenizer, self._heartbeat, self._token_losses)
 
     def _make_step(self, orders: Orders) -> Step:
         given = self._assignment
@@ -120,7 +135,7 @@ class Training:
             evaluation=Evaluation(holdout_key=given.holdout_key, rows=0, before=given.before, after=None),
             heartbeat=self._heartbeat,
             rng=self._start.rng,
-            seed=self._seed_for("training"),
+            seed=self._seed_for(f"training from {given.first_step}" if given.first_step else "training"),
             losses=self._start.losses,
         )
 
@@ -143,6 +158,8 @@ class Training:
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
             consumed=self._start.consumed,
+            skipped_updates=self._start.skipped_updates,
+            token_losses=self._token_losses,
             heartbeat=self._heartbeat,
         )
         trainer.remove_callback(PrinterCallback)
@@ -157,8 +174,14 @@ class Training:
                 self._model, self._rows, self._settings, pad_id(self._tokenizer), self._heartbeat
             )
         self._trainer.updates.layout = layout
+        with aside(self._model, self._heartbeat, Phase.LOAD):
+            self._token_losses.try_out(self._model, pad(self._rows, [0], pad_id(self._tokenizer)))
         facts = {"exactness": self.saver.exactness, "threads": torch.get_num_threads(), "layout": layout.value}
-        self._log.write("event", self._start.first_step, 0.0, event="started", **facts, layout_reason=why)
+        reasons = {"layout_reason": why, "all_logits_because": self._token_losses.all_logits_because}
+        if self._start.inexact:
+            reasons |= {"inexact": self._start.inexact}
+            self._log.say(f"── goes on, but not bit for bit: {self._start.inexact}")
+        self._log.write("event", self._start.first_step, 0.0, event="started", **facts, **reasons)
         self._log.say(f"── rows are {layout.value}: {why}")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -12,8 +13,9 @@ from transformers.optimization import get_scheduler
 from daemon.core.attempts import Assignment
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.worker.batches import IGNORED, FromStep, Updates
-from daemon.worker.evaluate import token_loss
+from daemon.worker.batches import FromStep, Updates
+from daemon.worker.finite import Guard, Update
+from daemon.worker.losses import TokenLosses
 
 
 class JobTrainer(Trainer):
@@ -32,6 +34,8 @@ class JobTrainer(Trainer):
         first_step: int,
         optimizer_state: dict[str, Any] | None,
         consumed: bytes,
+        skipped_updates: int,
+        token_losses: TokenLosses,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -39,7 +43,7 @@ class JobTrainer(Trainer):
     ) -> None:
         self.language_model, self.tokenizer = model, tokenizer  # the same objects as Trainer's, with their types
         self.updates, self.assignment, self.settings = updates, assignment, settings
-        self.first_step, self.heartbeat = first_step, heartbeat
+        self.first_step, self.token_losses, self.heartbeat = first_step, token_losses, heartbeat
         self._optimizer_state = optimizer_state
         self.update_loss = torch.zeros(())  # mean loss a trained token of the running update
         self.update_rows: list[int] = []
@@ -47,7 +51,11 @@ class JobTrainer(Trainer):
         self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
         self.grad_norm: torch.Tensor | float = 0.0
         self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
+        self.guard = Guard(skipped_updates)
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
+        self._stretching: list[Any] = [
+            module for module in model.modules() if getattr(module, "rope_type", None) == "dynamic"
+        ]
 
     # ---- what is trained, in which order ----
 
@@ -71,25 +79,43 @@ class JobTrainer(Trainer):
     ) -> torch.Tensor:
         """Forward and backward of one whole update, micro-batch by micro-batch; its mean loss a trained token."""
         model.train()
+        self._forget_lengths()
         self.update_rows, self.update_tokens = inputs["rows"], inputs["tokens"]
         self.update_loss = torch.zeros((), device=self.args.device)
         self.example = None
         for batch in inputs["micro_batches"]:
             with self.compute_loss_context_manager():
-                losses, labels = token_loss(model, self._prepare_inputs(batch))
+                losses = self.token_losses(model, batch)
             loss = losses.sum() / max(inputs["trained_tokens"], 1)
             self.accelerator.backward(loss)
             self.update_loss += loss.detach()
             if self.example is None:
-                row, length = inputs["example"]
-                trained = (labels[0, : length - 1] != IGNORED).sum().clamp(min=1)
-                self.example = (row, losses[0, : length - 1].detach().sum() / trained)
-            self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=int(labels.numel()))
+                row = inputs["example"]
+                self.example = (row, losses[: self.updates.rows.trained_tokens(row)].detach().mean())
+            self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=batch["labels"].numel())
         return self.update_loss
 
-    def note_consumed(self) -> None:
-        """The optimizer has made its step: the weights contain the update's rows."""
-        self.consumed += self.updates.rows.lines[self.update_rows].astype("<u4").tobytes()
+    def _forget_lengths(self) -> None:
+        """Positions that stretch with the longest text seen begin anew: no checkpoint and no evaluation knows of it."""
+        for module in self._stretching:
+            original = module.original_inv_freq.to(module.inv_freq.device)
+            module.register_buffer("inv_freq", original, persistent=False)
+            module.max_seq_len_cached = module.original_max_seq_len
+
+    def admit(self, step: int) -> None:
+        """Let the update that was just calculated into the weights, or keep it out."""
+        assert self.optimizer is not None, "there is no step without one"
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's has it inside
+        lines = [int(line) for line in self.updates.rows.lines[self.update_rows]]
+        self.guard.admit(inner, step, lines, self.update_loss, self.grad_norm)
+
+    def settle(self) -> list[Update]:
+        """What became of the updates since the last call; the rows of those in the weights are noted as consumed."""
+        updates = self.guard.settle()
+        for update in updates:
+            if not update.skipped:
+                self.consumed += np.array(update.lines, dtype="<u4").tobytes()
+        return updates
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """A workspace on the bench: made, run, disturbed and read by the installed commands."""
 
+import hashlib
 import json
 import os
 import signal
@@ -43,6 +44,15 @@ def chat(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def make_model(folder: Path, **config: Any) -> Path:
+    """The embedded model in a new folder, with these keys in its config.json."""
+    folder.mkdir()
+    subprocess.run([sys.executable, "-P", "-m", "daemon.worker.embedded", str(folder)], check=True, capture_output=True)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
 class Bench:
     """One workspace, and at most one daemon that this object has started."""
 
@@ -50,6 +60,7 @@ class Bench:
         self.root = root
         self.daemon: subprocess.Popen[bytes] | None = None
         self.environment = dict(ENVIRONMENT)
+        self.commands = COMMANDS
 
     # ---- setting up ----
 
@@ -83,18 +94,22 @@ class Bench:
     # ---- running ----
 
     def start(self) -> "Bench":
+        self.launch()
+        self.wait(lambda: self.status().get("pid") == self.daemon_pid, 30, "the daemon says that it runs")
+        return self
+
+    def launch(self) -> None:
+        """Start the daemon's process, and wait for nothing."""
         log = (self.root.parent / f"{self.root.name}.log").open("ab")
         with log:
             self.daemon = subprocess.Popen(
-                [COMMANDS / "training_daemon", "--base-dir", str(self.root), "run"],
+                [self.commands / "training_daemon", "--base-dir", str(self.root), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self.environment,
                 cwd="/",
             )
-        self.wait(lambda: self.status().get("pid") == self.daemon_pid, 30, "the daemon says that it runs")
-        return self
 
     @property
     def daemon_pid(self) -> int:
@@ -118,6 +133,14 @@ class Bench:
         assert self.daemon
         self.daemon.kill()
         self.daemon.wait()
+
+    def end_daemon(self, signals: int = 1) -> int:
+        """End the daemon by so many SIGTERMs, one after the other was seen; its exit code."""
+        assert self.daemon
+        for _ in range(signals):
+            self.daemon.terminate()
+            time.sleep(0.2)  # two at once would be one
+        return self.daemon.wait(60)
 
     def worker_pid(self) -> int | None:
         """The living worker, as its lock file names it."""
@@ -143,9 +166,8 @@ class Bench:
         self, name: str, *arguments: str, base_dir: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run an installed command on this workspace."""
-        where = ["--base-dir", str(self.root)] if base_dir else []
         return subprocess.run(
-            [str(COMMANDS / name), *arguments, *where],
+            self.words(name, *arguments, base_dir=base_dir),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -153,6 +175,10 @@ class Bench:
             cwd="/",
             check=False,
         )
+
+    def words(self, name: str, *arguments: str, base_dir: bool = True) -> list[str]:
+        """The command line of an installed command on this workspace."""
+        return [str(self.commands / name), *arguments, *(["--base-dir", str(self.root)] if base_dir else [])]
 
     # ---- reading ----
 
@@ -228,3 +254,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def seal(folder: Path) -> str:
+    """One hash over the weights and the optimizer's state, byte for byte."""
+    weights = next(p for p in (folder / "model.safetensors", folder / "adapter_model.safetensors") if p.exists())
+    return hashlib.sha256(weights.read_bytes() + (folder / "optimizer.pt").read_bytes()).hexdigest()

@@ -1,35 +1,24 @@
 """The embedded model, made once, and benches that end what they started."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.bench import Bench
+from tests.acceptance.bench import Bench, make_model
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
-    subprocess.run([sys.executable, "-P", "-m", "daemon.worker.embedded", str(folder)], check=True, capture_output=True)
-    return folder
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
-def dropout_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with a dropout of 0.1 in its attention."""
-    folder = tmp_path_factory.mktemp("models") / "tiny_dropout"
-    subprocess.run(["cp", "-r", str(model), str(folder)], check=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["attention_dropout"] = 0.1
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return make_model(tmp_path_factory.mktemp("models") / "tiny_dropout", attention_dropout=0.1)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.bench import Bench, rows
-from tests.acceptance.test_an_interrupted_training_ends_bit_identical import seal
+from tests.acceptance.bench import Bench, rows, seal
 
 FILES = {f"file{n}.jsonl": rows(20, start=100 * n) for n in range(4)}
 

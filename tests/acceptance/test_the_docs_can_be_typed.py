@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.bench import COMMANDS, ENVIRONMENT, Bench, as_bytes, rows
+from tests.helpers_wheels import Environment, build
 
 ROOT = Path(__file__).parents[2]
 TYPING_SECONDS = 20  # a person types slowly: what is not there yet may come until then
@@ -102,6 +103,24 @@ def test_how_to_bring_a_model(typist: Typist, model: Path) -> None:
     typist.type(demo)
     for command in re.findall(r"`(training_daemon doctor[^`]+)`", (ROOT / "docs/how-to/models.md").read_text()):
         typist.type(command)
+
+
+def test_how_to_upgrade(make_bench: object, tmp_path: Path) -> None:
+    bench: Bench = make_bench()  # type: ignore[operator]
+    here = Environment(tmp_path / "venv", build(tmp_path, "1.0"))
+    pip = here.commands / "pip"
+    pip.write_text(f'#!/bin/sh\nexec {sys.executable} -m pip --python {here.commands}/python "$@"\n')
+    pip.chmod(0o755)
+    bench.commands = here.commands
+    bench.environment.pop("PYTHONPATH", None)
+    bench.start()
+    build(bench.root / "dist", "1.1")
+    typist = Typist(bench.root)
+    typist.environment |= {"PATH": f"{here.commands}:{os.environ['PATH']}", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    typist.environment.pop("PYTHONPATH", None)
+    for line in commands("docs/how-to/upgrade.md"):
+        typist.type(line)
+    bench.wait(lambda: [e["version"] for e in bench.events("daemon_started")] == ["1.0", "1.1"], 30, "the new version")
 
 
 def test_how_to_load_the_trained_model(make_bench: object, tmp_path: Path) -> None:

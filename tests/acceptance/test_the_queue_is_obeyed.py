@@ -1,6 +1,8 @@
 """Priorities, skip, stop and the verbs of the queue, against a daemon that trains."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from daemon.core import files, heartbeat
 from tests.acceptance.bench import Bench, as_bytes, lines, rows
+from tests.acceptance.interruptions import Worker, ended
 
 LONG = 600  # epochs of eight rows, one update each: some twenty seconds, if nobody ends it
 STEPS_OF_A_SECOND = 40
@@ -36,7 +39,7 @@ def bench(shared: Bench) -> Bench:
     if shared.jobs("processing"):
         succeed(shared, "training_controller", "skip")
     succeed(shared, "training_controller", "resume")
-    shared.configure(save_steps=10)
+    shared.configure(save_steps=10, learning_rate=1e-3)
     assert not any(shared.jobs(state) for state in ("high", "normal", "low", "processing"))
     return shared
 
@@ -147,6 +150,41 @@ def test_skip_leaves_the_model_as_it_was_and_a_retry_begins_at_the_first_row(ben
     succeed(bench, "training_queue", "wait", job)
     assert started(bench, job) == [0, 0]
     assert bench.manifest()["step"] == step + 100
+
+
+def test_a_retry_takes_todays_settings(bench: Bench) -> None:
+    """What made it fail may have been one of them."""
+    job = drop_long(bench, "mended", 450)
+    succeed(bench, "training_controller", "skip")
+    bench.configure(learning_rate=5e-4)
+    (bench.root / "queue/skipped" / job / "mended.jsonl").write_bytes(as_bytes(rows(8, start=460)))
+    succeed(bench, "training_queue", "retry", job)
+    bench.wait(lambda: len(started(bench, job)) == 2 and bench.log(job, "log")[-1]["attempt"] == 2, 30, "it is trained")
+    assert {line["attempt"]: line["learning_rate"] for line in bench.log(job, "log")} == {1: 1e-3, 2: 5e-4}
+
+
+def test_a_retry_has_three_attempts_like_a_new_file(bench: Bench) -> None:
+    bench.configure(save_steps=LONG)
+    job = drop_long(bench, "unlucky", 470)
+    for _ in range(3):
+        kill_worker(bench, job)
+    assert bench.wait_for("failed") and job in bench.jobs("failed")
+    succeed(bench, "training_queue", "retry", job)
+    for killed in (4, 5):
+        kill_worker(bench, job)
+        bench.wait(lambda killed=killed: len(started(bench, job)) == killed + 1, 30, "another attempt")
+    kill_worker(bench, job)
+    bench.wait(lambda: job in bench.jobs("failed"), 30, "it is given up again")
+
+
+def kill_worker(bench: Bench, job: str) -> None:
+    """Once it has made an update."""
+    worker = bench.wait(
+        lambda: (w := Worker.see(bench)) and w.step and w.pid == bench.worker_pid() and w, 30, "a worker"
+    )
+    assert worker.job == job
+    os.kill(worker.pid, signal.SIGKILL)
+    bench.wait(lambda: ended(bench, worker), 30, "the daemon says that it has ended")
 
 
 def test_skip_is_refused_where_nothing_is_trained(bench: Bench) -> None:

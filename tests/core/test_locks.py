@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.locks import Lock, is_locked, lock_holder
+from daemon.core.locks import Lock, is_locked, is_process, lock_holder, this_process
 from tests.helpers_processes import process, said, tell
 
 HOLDER = """
@@ -35,12 +35,17 @@ except BlockingIOError:
 sys.stdin.readline()
 """
 PARENT = """
-import subprocess, sys
+import os, subprocess, sys, time
 from pathlib import Path
 from daemon.core.locks import Lock
 lock = Lock(Path(sys.argv[1]))
-child = subprocess.Popen(["sleep", "60"], close_fds=False)
-print(child.pid, flush=True)
+if sys.argv[2] == "exec":
+    child = subprocess.Popen(["sleep", "60"], close_fds=False).pid
+else:
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+print(child, flush=True)
 sys.stdin.readline()
 """
 
@@ -107,8 +112,9 @@ def test_a_holder_that_has_not_said_who_it_is_is_no_error(path: Path) -> None:
     lock.release()
 
 
-def test_a_process_that_the_holder_has_started_does_not_keep_the_lock(path: Path) -> None:
-    with process(PARENT, path) as parent:
+@pytest.mark.parametrize("how", ["exec", "fork"])
+def test_a_process_that_the_holder_has_started_does_not_keep_the_lock(how: str, path: Path) -> None:
+    with process(PARENT, path, how) as parent:
         child = int(said(parent))
         assert is_locked(path)
         parent.kill()
@@ -135,3 +141,16 @@ def test_an_error_that_is_no_holder_is_not_taken_for_one(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError):
         Lock(tmp_path / "nowhere" / "x.lock")
     assert not is_locked(tmp_path / "nowhere" / "x.lock")
+
+
+@pytest.mark.parametrize(
+    ("lie", "truth"),
+    [({}, True), ({"start_ticks": 1}, False), ({"boot_id": "of another boot"}, False), ({"start_ticks": None}, False)],
+)
+def test_a_process_is_known_by_its_number_its_start_and_the_boot(lie: dict[str, object], truth: bool) -> None:
+    assert is_process({**this_process(), **lie}) is truth
+
+
+def test_nobody_is_known_by_a_number_alone() -> None:
+    assert not is_process({"pid": os.getpid()})
+    assert not is_process({**this_process(), "pid": 1})

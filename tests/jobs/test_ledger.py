@@ -53,9 +53,25 @@ def test_a_line_that_a_crash_cut_off_is_written_again(workspace: Workspace) -> N
 
 @pytest.mark.parametrize("outcome", ["completed", "failed", "rejected", "skipped"])
 def test_content_counts_as_trained_only_where_it_was_completed(workspace: Workspace, outcome: str) -> None:
-    ledger.record(workspace, ledger_line(job="first", outcome=outcome))
+    checkpoint = "checkpoint-3750" if outcome == "completed" else None
+    ledger.record(workspace, ledger_line(job="first", outcome=outcome, checkpoint=checkpoint))
     assert ledger.trained_as(workspace, "b" * 64) == ("first" if outcome == "completed" else None)
     assert ledger.trained_as(workspace, "c" * 64) is None
+
+
+@pytest.mark.parametrize("later", [None, "failed", "rejected", "skipped"])
+def test_a_part_that_was_kept_counts_as_trained_and_accepted_however_a_retry_ends(
+    workspace: Workspace, later: str | None
+) -> None:
+    ledger.record(workspace, ledger_line(job="part", outcome="skipped", checkpoint="checkpoint-9", validation_loss=1.0))
+    if later:
+        loss = {"validation_loss": 0.5} if later == "rejected" else {"validation_loss": None, "holdout_key": None}
+        ledger.record(workspace, ledger_line(job="part", outcome=later, checkpoint="checkpoint-9", **loss))
+    assert ledger.accepted(workspace) == {"part": "checkpoint-9"}
+    assert ledger.trained_as(workspace, "b" * 64) == "part"
+    assert ledger.accepted_loss(workspace, "part", "9" * 64) == ledger.best_loss(workspace, "9" * 64) == 1.0
+    ledger.undo(workspace, ["part"], "lost")
+    assert ledger.accepted(workspace) == {} and ledger.trained_as(workspace, "b" * 64) is None
 
 
 @pytest.mark.parametrize(

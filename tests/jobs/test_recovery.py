@@ -18,7 +18,7 @@ def ended(code: int | None, signal: int | None = None) -> ExitInfo:
     return ExitInfo(pid=7, code=code, signal=signal, at=AT)
 
 
-SAID = [ending for ending in Ending if ending not in (Ending.KILLED, Ending.NOT_STARTED)]
+SAID = [ending for ending in Ending if ending not in (Ending.KILLED, Ending.VANISHED, Ending.NOT_STARTED)]
 
 
 @pytest.mark.parametrize("ending", SAID)
@@ -31,9 +31,12 @@ def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit
     ("exit_info", "started", "ending", "words"),
     [
         (None, False, Ending.NOT_STARTED, "never came to life"),
-        (None, True, Ending.KILLED, "vanished"),
+        (None, True, Ending.VANISHED, "together with its fork server"),
         (ended(WorkerExit.BUSY), False, Ending.NOT_STARTED, "another worker"),
         (ended(WorkerExit.BUSY), True, Ending.NOT_STARTED, "another worker"),
+        (ended(WorkerExit.OTHER_PROTOCOL), False, Ending.OTHER_PROTOCOL, "another version"),
+        (ended(WorkerExit.DISK_FULL), False, Ending.DISK_FULL, "did not take"),
+        (ended(WorkerExit.DISK_FULL), True, Ending.DISK_FULL, "did not take"),
         (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
         (ended(None, 9), True, Ending.KILLED, "signal 9"),
         (ended(None, 11), True, Ending.KILLED, "signal 11"),
@@ -55,8 +58,10 @@ ALWAYS = {
     Ending.PAUSED: Action.GO_ON,
     Ending.STOPPED: Action.GO_ON,
     Ending.NOT_STARTED: Action.GO_ON,
+    Ending.VANISHED: Action.GO_ON,
     Ending.BAD_CONFIG: Action.PAUSE,
     Ending.DISK_FULL: Action.PAUSE,
+    Ending.OTHER_PROTOCOL: Action.PAUSE,
     Ending.BAD_DATA: Action.FAIL,
 }
 TRIED_AGAIN = [Ending.OUT_OF_MEMORY, Ending.NOT_FINITE, Ending.GPU, Ending.BUG, Ending.KILLED]

@@ -33,6 +33,12 @@ def test_seed_name_and_epoch_change_the_order() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_the_order_is_the_same_with_every_release_of_every_library() -> None:
+    """A file that was begun before an upgrade goes on after it."""
+    assert [row for _, row in Stream(12, 2, 12, 42, "a file").update(0)] == [11, 2, 4, 9, 6, 7, 0, 5, 3, 10, 8, 1]
+    assert [row for _, row in Stream(12, 2, 12, 42, "a file").update(1)] == [1, 4, 2, 8, 9, 11, 3, 10, 0, 5, 7, 6]
+
+
 @pytest.mark.parametrize("micro", [1, 3, 8])
 def test_the_micro_batch_does_not_change_which_rows_form_an_update(token_rows: TokenRows, micro: int) -> None:
     updates = Updates(token_rows, Stream(23, 1, 8, 0, "x"), micro, pad_id=0)

@@ -13,6 +13,7 @@ from daemon.core.heartbeat import Heartbeat, Phase, read
 from daemon.worker.batches import TokenRows
 from daemon.worker.evaluate import Holdout, aside, rng_states, split
 from daemon.worker.generate import answer
+from daemon.worker.losses import TokenLosses
 
 SETTINGS = Settings(model_name="m", base_model="b", eval_examples=3, max_new_tokens=8, per_device_train_batch_size=4)
 
@@ -67,7 +68,7 @@ def test_evaluation_leaves_generators_mode_and_cache_flag_as_they_were(
     model.train()
     model.config.use_cache = False
     before = rng_states()
-    holdout = Holdout(token_rows, SETTINGS, tokenizer, heartbeat)
+    holdout = Holdout(token_rows, SETTINGS, tokenizer, heartbeat, TokenLosses())
     with aside(model, heartbeat, Phase.EVALUATE):
         torch.rand(3)
     assert holdout.loss(model, 10) == holdout.loss(model, 10)
@@ -80,7 +81,7 @@ def test_the_holdout_loss_does_not_depend_on_the_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_rows: TokenRows, heartbeat: Heartbeat
 ) -> None:
     one = SETTINGS.model_copy(update={"per_device_train_batch_size": 1})
-    losses = [Holdout(token_rows, s, tokenizer, heartbeat).loss(model, 23) for s in (SETTINGS, one)]
+    losses = [Holdout(token_rows, s, tokenizer, heartbeat, TokenLosses()).loss(model, 23) for s in (SETTINGS, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

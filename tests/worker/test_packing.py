@@ -16,7 +16,7 @@ from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat
 from daemon.data.tokens import TokensWriter, packed
 from daemon.worker.batches import IGNORED, Layout, Stream, TokenRows, Updates, collate, fill, pad
-from daemon.worker.evaluate import token_loss
+from daemon.worker.losses import TokenLosses
 from daemon.worker.packing import choose_layout
 
 SETTINGS = Settings(model_name="m", base_model="b")
@@ -55,7 +55,7 @@ def gradients(
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        loss = token_loss(model, batch)[0].sum() / trained
+        loss = TokenLosses()(model, batch).sum() / trained
         loss.backward()
         total += float(loss.detach())
     return total, [p.grad.clone() for p in model.parameters() if p.grad is not None]

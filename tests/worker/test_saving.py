@@ -8,81 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
 
 from daemon.core import files
-from daemon.core.attempts import Assignment
-from daemon.core.heartbeat import Heartbeat
-from daemon.core.paths import Attempt, Workspace
-from daemon.data.tokens import TokensWriter, packed
 from daemon.models import checkpoints
-from daemon.worker import embedded, saving, snapshot
-from daemon.worker.callbacks import Orders
+from daemon.worker import saving, snapshot
 from daemon.worker.train import Training
 from tests.helpers_disk import disk_with
+from tests.helpers_training import At, make_training
 
-ROWS = 24
 NO_OTHER_SAVES = {"save_steps": 4, "save_min_seconds": 10**6}
 AT = 3  # the step of the save in question
-
-
-def make_training(root: Path, **settings: Any) -> Training:
-    """Six updates of four rows on the embedded model."""
-    workspace = Workspace(root)
-    base = root / "models/base/tiny"
-    for folder in (
-        base,
-        workspace.current_model,
-        workspace.trash,
-        root / "tokens-parent",
-        root / "runs/job/attempts/1",
-    ):
-        folder.mkdir(parents=True)
-    embedded.make(base)
-    with files.stage(root / "tokens") as folder, TokensWriter(folder) as writer:
-        for n in range(ROWS):
-            writer.append(packed([10 + n, 11, 12, 13, 14]), b"\0\0\1\1\1", n + 1, n.to_bytes(16, "big"))
-        writer.finish("0" * 64, "1" * 64, 0)
-    chosen = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_train_epochs": 1, **settings}
-    assignment = Assignment(
-        job="job",
-        file="x.jsonl",
-        data_sha256="0" * 64,
-        attempt=1,
-        workspace=str(root),
-        settings={
-            "model_name": "m",
-            "base_model": "models/base/tiny",
-            "save_steps": 4,
-            "save_min_seconds": 10**6,
-            **chosen,
-        },
-        tokens="tokens",
-        holdout=None,
-        holdout_key=None,
-        base_model="models/base/tiny",
-        base_model_sha256="2" * 64,
-        parent=None,
-        parent_lineage=[],
-        base_step=0,
-        resume=None,
-        before=None,
-        rows=ROWS,
-        total_steps=6,
-    )
-    attempt = Attempt(root / "runs/job/attempts/1")
-    return Training(assignment, attempt, Heartbeat(attempt.heartbeat), Orders(attempt))
-
-
-class At(TrainerCallback):
-    """Does something at the end of a step."""
-
-    def __init__(self, step: int, deed: Callable[[], object]) -> None:
-        self._step, self._deed = step, deed
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self._step:
-            self._deed()
 
 
 @contextmanager
