@@ -38,7 +38,7 @@ def run(training: Training, *, save_at: int | None = None) -> dict[str, str]:
     """Train to the end, with a save on the way; the hashes of what is left."""
     trainer, saver = training._trainer, training.saver
     if save_at:
-        trainer.add_callback(At(save_at, lambda: saver.save(trainer, [], final=False, wait=True)))
+        trainer.add_callback(At(save_at, lambda: training._step.save(final=False, wait=True)))
     try:
         training.run()
         training.finish()
