@@ -5,24 +5,16 @@ import os
 from pathlib import Path
 
 from daemon.core import files, room
-from daemon.core.attempts import Assignment, Evaluation, ExitInfo, Manifest, Outcome
+from daemon.core.attempts import Evaluation, Manifest, Outcome
 from daemon.core.paths import Attempt
 from daemon.core.records import IntakeReport, LedgerLine, State, Verdict, now
 from daemon.jobs import gate, ledger, store
-from daemon.jobs.recovery import Action, Ending, classify, decide
+from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, skipping
+from daemon.service import assigning, progress, skipping
 from daemon.service.context import Context
 from daemon.service.results import write_results
-
-FAILED_ENDINGS = (
-    Ending.OUT_OF_MEMORY,
-    Ending.NOT_FINITE,
-    Ending.GPU,
-    Ending.BUG,
-    Ending.KILLED,
-)
 
 
 async def settle(context: Context) -> None:
@@ -107,27 +99,27 @@ async def _is_damaged(context: Context, found: Found, folder: Path) -> bool:
 
 async def _judge(context: Context, found: Found, attempt: Attempt, ending: Ending, reason: str) -> Verdict | None:
     """Decide on an ended attempt. Returns a verdict where the gate could be asked; else acts and returns None."""
-    decision = decide(ending, reason, attempts_without_progress(context, found))
+    decision = decide(ending, reason, progress.attempts_without(context.workspace, found.id))
     context.announce_ending(attempt, ending, reason, decision)
     if decision.action is Action.GATE:
         return await _ask_gate(context, found, attempt)
     if decision.action is Action.FAIL:
         fail(context, found, decision.reason, remedy_for(attempt))
-    elif decision.action is Action.PAUSE and not (
-        ending is Ending.OTHER_PROTOCOL and _of_another_life(context, attempt)
-    ):
-        kinds = {Ending.DISK_FULL: "disk", Ending.OTHER_PROTOCOL: "environment"}
-        anew = (
-            f"kill -HUP {os.getpid()}  # the daemon executes itself anew" if ending is Ending.OTHER_PROTOCOL else None
-        )
-        remedy = room.REMEDY if ending is Ending.DISK_FULL else remedy_for(attempt) or anew
-        context.hold("attempt", kinds.get(ending, "config"), decision.reason, remedy, found.id)
+    elif decision.action is Action.PAUSE:
+        _hold(context, found, attempt, ending, decision.reason)
     return None
 
 
-def _of_another_life(context: Context, attempt: Attempt) -> bool:
-    """Whether another daemon handed it over; what stood between that one and its worker says nothing about this one."""
-    return attempt not in context.runner.handed
+def _hold(context: Context, found: Found, attempt: Attempt, ending: Ending, reason: str) -> None:
+    """Let the queue wait until what has stopped an attempt is mended."""
+    kind, remedy = "config", remedy_for(attempt)
+    if ending is Ending.DISK_FULL:
+        kind, remedy = "disk", room.REMEDY
+    elif ending is Ending.OTHER_PROTOCOL:
+        if attempt not in context.runner.handed:
+            return  # what stood between its worker and another daemon says nothing about this one
+        kind, remedy = "environment", f"kill -HUP {os.getpid()}  # the daemon executes itself anew"
+    context.hold("attempt", kind, reason, remedy, found.id)
 
 
 async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict | None:
@@ -275,36 +267,6 @@ def _keep_digests(found: Found) -> None:
     inside, kept = found.tokens / store.DIGESTS, found.folder / store.DIGESTS
     if inside.is_file() and not kept.exists():
         files.move(inside, kept)
-
-
-def attempts_without_progress(context: Context, found: Found) -> int:
-    """How many failed attempts began where the newest one began: none of them left a newer checkpoint.
-
-    Those before a retry do not count: something may have been mended since.
-    """
-    run = context.workspace.run(found.id)
-    newest = run.newest_attempt()
-    if newest is None:
-        return 0
-    last = Assignment.load(newest.assignment)
-    made = next(iter(checkpoints.of_job(context.workspace, found.id, last.parent if last else None)), None)
-    resume = last.resume if last else None
-    if made is not None and str(made.relative_to(context.workspace.root)) != resume:
-        return 0
-    count = 0
-    for number in range(newest.number, last.first_attempt - 1 if last else 0, -1):
-        beginning = Assignment.load(run.attempt(number).assignment)
-        if beginning is None or beginning.resume != resume:
-            break
-        count += _failed(run.attempt(number))
-    return count
-
-
-def _failed(attempt: Attempt) -> bool:
-    ending, _ = classify(Outcome.load(attempt.outcome), ExitInfo.load(attempt.exit), attempt.heartbeat.exists())
-    if ending is Ending.KILLED and attempt.control.exists():
-        return False  # it was asked to end, and did not in time: that says nothing against the file
-    return ending in FAILED_ENDINGS
 
 
 def remedy_for(attempt: Attempt) -> str | None:

@@ -12,7 +12,7 @@ from daemon.jobs import inbox, ledger, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, going_back, settling, skipping
+from daemon.service import assigning, going_back, progress, settling, skipping
 from daemon.service.context import Context
 from daemon.service.taking import Taking, read_report
 
@@ -74,7 +74,7 @@ class Starting:
             return False
         if self._context.desired.skip == found.id and not skipping.lacks_evaluation(self._context, found, attempt):
             return False  # it ended after `settle` has looked, and is skipped next
-        decision = decide(*ended, settling.attempts_without_progress(self._context, found))
+        decision = decide(*ended, progress.attempts_without(self._context.workspace, found.id))
         # Settling has looked a moment ago, and may have found the attempt alive, or waited for word of its death.
         self._context.announce_ending(attempt, *ended, decision)
         if decision.action is Action.PAUSE:

@@ -8,7 +8,7 @@ from daemon.core import files
 from daemon.core.attempts import Control, ExitInfo
 from daemon.core.paths import Run
 from daemon.core.records import now
-from daemon.service import settling
+from daemon.service import progress
 
 
 @pytest.mark.parametrize(("asked_to_end", "failed"), [(False, True), (True, False)])
@@ -21,4 +21,4 @@ def test_a_killed_worker_is_a_failed_attempt_unless_it_had_been_asked_to_end(
     ExitInfo(pid=7, code=None, signal=9, at=now()).save(attempt.exit)
     if asked_to_end:
         Control(action="pause", reason="user").save(attempt.control)
-    assert settling._failed(attempt) is failed
+    assert progress.failed(attempt) is failed
