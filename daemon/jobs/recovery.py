@@ -53,7 +53,7 @@ def classify(outcome: Outcome | None, exit_info: ExitInfo | None, started: bool)
         return Ending.OTHER_PROTOCOL, "the installed package is of another version than the daemon that runs"
     if exit_info is not None and exit_info.code == WorkerExit.DISK_FULL:
         return Ending.DISK_FULL, "the disk did not take what the worker had to write"
-    if not started:
+    if not started and (exit_info is None or exit_info.code is None):
         return Ending.NOT_STARTED, "the worker never came to life"
     if exit_info is not None and exit_info.signal is not None:
         return Ending.KILLED, f"the worker was ended by signal {exit_info.signal}"

@@ -40,7 +40,7 @@ def test_what_the_worker_said_counts_whatever_else_is_known(ending: Ending, exit
         (ended(None, 9), False, Ending.NOT_STARTED, "never came to life"),
         (ended(None, 9), True, Ending.KILLED, "signal 9"),
         (ended(None, 11), True, Ending.KILLED, "signal 11"),
-        (ended(1), False, Ending.NOT_STARTED, "never came to life"),
+        (ended(1), False, Ending.KILLED, "exit code 1"),  # it would be tried again for ever
         (ended(1), True, Ending.KILLED, "vanished"),
         (ended(0), True, Ending.KILLED, "vanished"),
     ],
