@@ -73,7 +73,7 @@ class Tmpfs:
         if kind == "read-only":
             # A whole disk with files open for writing refuses to become read-only; the folder of the models has none.
             mount("--bind", str(self._models), str(self._models))
-            mount("-o", "remount,bind,ro", str(self._models))
+            mount("-o", "remount,bind,ro", str(self._models), tries=200)  # refused while a file is being written
             self._read_only = True
             return
         fill = self._all_bytes if kind == "bytes" else self._all_files
@@ -110,8 +110,10 @@ class Tmpfs:
                 (self._place / "many" / f"{time.monotonic_ns()}").touch()
 
 
-def mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True)
+def mount(*arguments: str, tries: int = 1) -> None:
+    while subprocess.run(["mount", *arguments], check=tries == 1).returncode:
+        tries -= 1
+        time.sleep(0.02)
 
 
 # ---- what happens at a point ----
