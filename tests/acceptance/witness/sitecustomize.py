@@ -39,12 +39,31 @@ def watch_forward(module: ModuleType) -> None:
 
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         running.clear()
-        if self.training:
-            running.append({name: named[name].tolist() for name in SHOWN if named.get(name) is not None})
-            note(fed=[hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in rows_of(named)])
-        return original(self, *arguments, **named)
+        if not self.training:
+            return original(self, *arguments, **named)
+        batch = {name: named[name].tolist() for name in SHOWN if named.get(name) is not None}
+        note(fed=[hashlib.sha256(json.dumps(row).encode()).hexdigest() for row in rows_of(named)])
+        seen: dict[str, Any] = {}
+        hooks = [
+            self.model.register_forward_hook(lambda _, given, output: seen.update(hidden=output[0])),
+            self.lm_head.register_forward_pre_hook(lambda _, given: seen.update(shown=given[0])),
+        ]
+        output = original(self, *arguments, **named)
+        for hook in hooks:
+            hook.remove()
+        running.append(batch | {"places": places_of(**seen)})
+        return output
 
     watched.forward = forward
+
+
+def places_of(hidden: Any, shown: Any) -> list[tuple[int, int]]:
+    """At which (sequence, token) the last layer was asked: found by the very numbers that it was shown."""
+    there: dict[bytes, list[tuple[int, int]]] = {}
+    for sequence, states in enumerate(hidden.detach()):
+        for token, state in enumerate(states):
+            there.setdefault(state.numpy().tobytes(), []).append((sequence, token))
+    return [there[state.numpy().tobytes()].pop(0) for state in shown.detach()]
 
 
 def watch_loss(module: ModuleType) -> None:
@@ -53,8 +72,11 @@ def watch_loss(module: ModuleType) -> None:
 
     def cross_entropy(predicted: Any, labels: Any, *arguments: Any, **named: Any) -> Any:
         if running:
-            assert predicted.shape[::2] == labels.shape, "(sequences, vocabulary, tokens - 1)"
-            note(trained=running.pop() | {"labels": labels.tolist()})
+            batch = running.pop()
+            expected = [[-100] * (len(row) - 1) for row in batch["input_ids"]]
+            for (sequence, token), label in zip(batch.pop("places"), labels.tolist(), strict=True):
+                expected[sequence][token] = label
+            note(trained=batch | {"labels": expected})
         return original(predicted, labels, *arguments, **named)
 
     module.cross_entropy = cross_entropy
