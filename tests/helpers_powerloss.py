@@ -28,7 +28,7 @@ ALL_SUBSETS = 6  # pending effects of which every combination is tried; of more 
 SAMPLE = 24
 LARGE_BYTES = 1 << 16  # from here on a file is read again only where its size or time has changed
 # Nothing decides by these: they are for people, or for processes that a loss of power ends.
-FOR_PEOPLE = ("*.log", "log.jsonl", "*.lock", "heartbeat")
+FOR_PEOPLE = ("*.log", "log.jsonl", "*.lock", "heartbeat", "stacks.txt")
 ROOT = 0
 PACKAGE = Path(__file__).parent.parent / "daemon"
 
