@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 from watchdog.observers.api import BaseObserver
@@ -161,10 +162,13 @@ class Daemon:
 
     def _start(self) -> BaseObserver:
         self._loop = asyncio.get_running_loop()
+        # Signals are for this thread alone, here and in all that start from here: one that another thread took while
+        # this one ends would be lost.
+        block_signals()
+        self._loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="aside", initializer=block_signals))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._context.reload_config()
         self._starting.look_for_model()
         trash.clear_leftovers(self._workspace.status_folder)
@@ -172,7 +176,9 @@ class Daemon:
             "daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid(), version=version(PACKAGE)
         )
         rebuilding.look_after_ledger(self._context)
-        return watch(self._workspace, self.wake)
+        observer = watch(self._workspace, self.wake)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return observer
 
     def _over(self) -> bool:
         runner = self._context.runner
@@ -222,7 +228,7 @@ class Daemon:
     async def _stop(self) -> None:
         again = self._again
         if again:  # one that came unheard before the next life listens would end the process; so it waits for that
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            block_signals()
         await self._taking.close()
         self._context.runner.server.close()
         self._again = again
@@ -255,6 +261,11 @@ class Daemon:
     def _on_sighup(self) -> None:
         self._again = self._terminating == 0  # who was told to end does not begin anew
         self._events.set()
+
+
+def block_signals() -> None:
+    """Let this thread hear none of the signals that the daemon obeys; they wait until a thread does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def settling_seconds() -> float:

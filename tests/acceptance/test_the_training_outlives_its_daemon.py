@@ -159,7 +159,7 @@ def test_a_package_of_another_protocol_than_its_daemon_is_said_and_no_job_fails(
     assert "another version" in story.waiting["error"]["message"]
     assert f"kill -HUP {story.waiting['pid']}" in story.waiting["error"]["remedy"]
     ends = dict.fromkeys(event["ending"] for event in story.bench.events("attempt_ended"))
-    assert list(ends) == ["stopped", "killed", "other_protocol", "done"]
+    assert list(ends) == ["stopped", "vanished", "other_protocol", "done"]
 
 
 def test_what_comes_out_is_as_if_nothing_had_been(story: Story, undisturbed: Bench) -> None:
