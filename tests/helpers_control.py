@@ -145,8 +145,8 @@ class SimulatedRunner(Runner):
     worker: Worker | None = None
     loss = 1.0
 
-    async def ensure_server(self) -> None:
-        pass
+    async def ensure_server(self) -> bool:
+        return True
 
     async def hand_over(self, attempt: Attempt) -> None:
         assert not self.alive(), "one worker a workspace"
