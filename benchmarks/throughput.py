@@ -1,8 +1,8 @@
 """Tokens a second of a training: ours beside TRL, Hugging Face Trainer and a loop written by hand.
 
-    pip install -c constraints.txt trl
     python benchmarks/throughput.py [--models small large] [--rounds 3] [--updates 40] [--threads 2]
 
+It needs the extra `benchmarks`.
 The same model, rows, rows an update and rate for all, one after the other in turn, each in a process of its own; the
 median of the rounds counts. The rows have a long tail of lengths, and a fifth of their tokens is trained. The loop
 written by hand packs inside an update of 16 rows and computes logits only where there is a label: the limit. Ours is
