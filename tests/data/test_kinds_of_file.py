@@ -63,14 +63,14 @@ def put(folder: Path, name: str, data: bytes) -> Path:
 
 KINDS = {
     "x.jsonl": jsonl(*ROWS),
-    "x.jsonl.gz": gzip.compress(jsonl(*ROWS)),
+    "x.jsonl.gz": gzip.compress(jsonl(*ROWS), mtime=0),
     "x.json": json.dumps(ROWS, indent=2).encode(),
     "object.json": json.dumps({"version": 1, "data": ROWS, "info": {"by": "x"}}).encode(),
     "lines.json": jsonl(*ROWS),
-    "x.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "x.json.gz": gzip.compress(json.dumps(ROWS).encode(), mtime=0),
     "x.csv": as_csv(ROWS),
     "semicolons.csv": as_csv(ROWS, ";"),
-    "x.csv.gz": gzip.compress(b"\xef\xbb\xbf" + as_csv(ROWS)),
+    "x.csv.gz": gzip.compress(b"\xef\xbb\xbf" + as_csv(ROWS), mtime=0),
     "x.parquet": as_parquet(ROWS),
 }
 
@@ -98,7 +98,7 @@ def test_a_bad_row_is_listed_with_its_line_element_or_row(tmp_path: Path, name: 
         "x.csv": as_csv([*ROWS, bad]),
         "x.json": json.dumps([*ROWS, bad]).encode(),
         "x.parquet": as_parquet([*ROWS, bad]),
-        "x.jsonl.gz": gzip.compress(jsonl(*ROWS, bad)),
+        "x.jsonl.gz": gzip.compress(jsonl(*ROWS, bad), mtime=0),
         "x.txt": b"good\n\n\xff\n\n" + b"good\n\n" * 20,
     }
     workspace = make_workspace(tmp_path / "w")
@@ -109,9 +109,9 @@ def test_a_bad_row_is_listed_with_its_line_element_or_row(tmp_path: Path, name: 
 
 
 DAMAGED = [
-    ("x.jsonl.gz", gzip.compress(jsonl(*ROWS))[:-20], "not whole: its compressed data ends too early"),
+    ("x.jsonl.gz", gzip.compress(jsonl(*ROWS), mtime=0)[:-20], "not whole: its compressed data ends too early"),
     ("x.jsonl.gz", jsonl(*ROWS), "the compressed data is damaged: Not a gzipped file"),
-    ("x.jsonl.gz", gzip.compress(b"x" * 99)[:20] + b"\xff" * 20, "the compressed data is damaged"),
+    ("x.jsonl.gz", gzip.compress(b"x" * 99, mtime=0)[:20] + b"\xff" * 20, "the compressed data is damaged"),
     ("x.json", json.dumps(ROWS).encode()[:-1], "not whole: it ends inside element 20"),
     ("x.json", json.dumps(ROWS).encode()[:-9], "not whole: it ends inside element 20"),
     ("x.json", b'{"a": [{}], "b": [{}]}', "more than one list"),
