@@ -37,9 +37,10 @@ NICENESS = 10  # the daemon answers and the worker trains meanwhile
 
 
 def main(arguments: list[str]) -> int:
-    die_with_parent()
-    limit_resources()
     options = _options(arguments)
+    # Intake without its daemon would write into a job that the next daemon examines too.
+    die_with(options.parent or os.getppid())
+    limit_resources()
     workspace = Workspace.at(options.workspace)
     folder = Path(options.job_folder).absolute() if options.job_folder else None
     try:
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -P -m daemon.data.intake")
     parser.add_argument("--settings", help="JSON; otherwise those of config.json")
+    parser.add_argument("--parent", type=int, help="the process that has to live; otherwise the one that is the parent")
     parser.add_argument("--outside", action="store_true", help="only look at the workspace")
     parser.add_argument("workspace")
     parser.add_argument("job_folder", nargs="?")
@@ -69,11 +71,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _blame_workspace(message: str, remedy: str, reason: str = "environment") -> int:
     sys.stdout.write(json.dumps({"message": message, "remedy": remedy, "reason": reason}) + "\n")
     return WorkerExit.BAD_CONFIG
-
-
-def die_with_parent() -> None:
-    """Intake without a daemon would write into a job that the next daemon examines too."""
-    die_with(os.getppid())
 
 
 def limit_resources() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -153,9 +154,11 @@ class Taking:
     async def _spawn(self, settings: Settings, *job: str) -> asyncio.subprocess.Process:
         # The settings in force are handed over: config.json may be broken at this moment.
         workspace, given = self._context.workspace, settings.model_dump_json()
+        # By number: a daemon that is killed while Python starts there is not the parent any more.
+        words = ("--parent", str(os.getpid()), "--settings", given, str(workspace.root), *job)
         with (workspace.logs / "intake.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "daemon.data.intake", "--settings", given, str(workspace.root), *job),
+                *(sys.executable, "-P", "-m", "daemon.data.intake", *words),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

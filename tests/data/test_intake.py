@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from daemon.core import config
+from daemon.core.errors import Exit
 from daemon.core.paths import Workspace
 from daemon.core.records import IntakeReport
 from daemon.data import tokens
@@ -379,3 +380,18 @@ def test_intake_dies_with_its_parent(tmp_path: Path) -> None:
             while is_running(pid) and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert not is_running(pid)
+
+
+def test_intake_whose_daemon_died_while_it_started_touches_nothing(tmp_path: Path) -> None:
+    """Its successor examines the same job by then, and they would remove each other's files."""
+    workspace = make_workspace(tmp_path)
+    folder = make_job(workspace, jsonl(*good_rows(3)))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    before = sorted(path.name for path in folder.iterdir())
+    program, *words = intake_command(workspace, folder)
+    at = words.index(str(workspace))
+    command = [program, *words[:at], "--parent", str(gone.pid), *words[at:]]
+    ended = subprocess.run(command, env=intake_environment(), check=False)
+    assert ended.returncode == Exit.PROBLEM
+    assert sorted(path.name for path in folder.iterdir()) == before
