@@ -25,6 +25,7 @@ SHARES = {"intake": 0.105, "claim": 0.105, "gate and swap": 0.105, "settle": 0.1
 SELDOM = 0.03  # the chance of a kill in any other phase
 BACKLOG = 2  # files that wait or are trained at one time
 LOOK_SECONDS = 0.002
+SAID_FILES = 10  # between two words of how far it is
 DOOR_SECONDS = 0.015  # that a file is on its way into the queue, about
 WORKER_KILLS = 2  # of the worker alone without progress; the third costs the file its place in the queue, rightly
 
@@ -130,6 +131,8 @@ class Torturer:
     def drop(self, content: list[dict[str, Any]]) -> None:
         name = f"file{len(self.dropped):04d}.jsonl"
         self.dropped[name] = as_bytes(content)
+        if len(self.dropped) % SAID_FILES == 0:
+            print(f"{self.bench.root}: {len(self.kills)} kills over {self._completed} files", flush=True)
         self.bench.drop(name, content)
 
     # ---- when ----
