@@ -61,6 +61,11 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def fork_servers_of(daemon: int) -> list[int]:
+    """The children of a daemon that are fork servers by now."""
+    return [pid for pid in children_of(daemon) if b"daemon.worker\0" in command_of(pid)]
+
+
 def command_of(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()

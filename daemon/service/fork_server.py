@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +15,7 @@ from daemon.core.attempts import SERVER_READY
 from daemon.core.paths import Workspace
 
 START_SECONDS = 120.0  # until it is ready, and from a hand-over to the worker's lock: a slow disk, at worst
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = (
-    5.0,
-    300.0,
-)  # between two starts of one that cannot start, doubled each time
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0  # between two starts of one that cannot, doubled each time
 LAST_WORDS = 3  # lines of its log that say why
 
 
@@ -44,6 +42,7 @@ class ForkServer:
         self._ready = False
         self._started_at, self._log_from = 0.0, 0
         self._failures, self._again_at = 0, 0.0
+        self._killed_once = False  # while it started, since one was ready
         self.failure: str | None = None  # why the last one could not start, in its own words
         # Executed anew, the daemon has the fork servers of its earlier life as children that it must bury.
         self._inherited = [child.pid for child in psutil.Process().children()]
@@ -111,7 +110,9 @@ class ForkServer:
             return
         said = self._said()
         if SERVER_READY in said:
-            self._ready, self._failures, self.failure = True, 0, None
+            self._ready, self._failures, self.failure, self._killed_once = True, 0, None, False
+        elif self._process.returncode == -signal.SIGKILL and not self._killed_once:
+            self._process, self._killed_once = None, True  # from outside; it is started again at once
         elif self._process.returncode is not None:
             self._failures += 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.core import locks
 from tests.acceptance.bench import Bench, rows
-from tests.helpers_processes import process, said
+from tests.helpers_processes import fork_servers_of, process, said
 
 STUCK = Path(__file__).with_name("stuck")
 ROOT = Path(__file__).parents[2]
@@ -202,6 +202,17 @@ def test_a_fork_server_that_cannot_start_is_said_and_holds_the_queue(make_bench:
     broken.rmdir()
     bench.wait_for("completed")
     assert bench.status()["error"] is None
+
+
+def test_a_fork_server_that_is_killed_while_it_starts_is_started_again_without_a_word(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench().start()
+    bench.drop("x.jsonl", rows(8))
+    (first,) = bench.wait(lambda: fork_servers_of(bench.daemon_pid), 30, "the fork server starts")
+    os.kill(first, signal.SIGKILL)
+    bench.wait_for("completed")
+    assert bench.events("error") == []
 
 
 def test_a_worker_leaves_no_process_behind_however_it_ends(train: Callable[[str], Bench]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from daemon.core.attempts import PROTOCOL
 from daemon.core.records import now
 from tests.acceptance.bench import Bench, rows, seal
+from tests.helpers_processes import fork_servers_of
 from tests.helpers_wheels import Environment, build
 
 STUCK = Path(__file__).with_name("stuck")
@@ -205,7 +206,7 @@ def test_an_attempt_handed_over_twice_is_trained_once(make_bench: Callable[..., 
     bench = make_bench(num_train_epochs=10, settle_seconds=1).start()
     assert bench.daemon
     bench.drop("x.jsonl", rows(80))
-    (server,) = bench.wait(lambda: fork_servers(bench.daemon_pid), 30, "the fork server starts")
+    (server,) = bench.wait(lambda: fork_servers_of(bench.daemon_pid), 30, "the fork server starts")
     os.kill(server, signal.SIGSTOP)
     bench.wait(lambda: bench.status()["job"], 60, "the order is written: it is before the job is published")
     bench.kill_daemon()
@@ -218,16 +219,3 @@ def test_an_attempt_handed_over_twice_is_trained_once(make_bench: Callable[..., 
     assert first["code"] == 41, "it did nothing"
     audit = json.loads(bench.command("training_queue", "audit", "x.jsonl", "--json").stdout)
     assert audit["rows_by_times"] == {"10": 80}
-
-
-def fork_servers(daemon: int) -> list[int]:
-    """The children of a daemon that are fork servers by now."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-            if b"daemon.worker\0" in command and parent(int(folder.name)) == daemon:
-                found.append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
