@@ -1,7 +1,7 @@
 """A small training in this process, without a daemon: six updates of four rows on the embedded model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,13 @@ def make_training(root: Path, **settings: Any) -> Training:
 def make_place(root: Path) -> Workspace:
     """A workspace with the model, and the rows as a token cache that serves as the holdout too."""
     workspace = Workspace(root)
-    for folder in (root / BASE, workspace.current_model, workspace.trash, root / "tokens-parent"):
+    for folder in (
+        root / BASE,
+        workspace.current_model,
+        workspace.trash,
+        workspace.status_folder,
+        root / "tokens-parent",
+    ):
         folder.mkdir(parents=True)
     embedded.make(root / BASE)
     with files.stage(root / "tokens") as folder, TokensWriter(folder) as writer:
@@ -54,6 +60,7 @@ class Going:
 
     resume: str | None = None
     holdout: bool = False
+    assigned: dict[str, Any] = field(default_factory=dict)  # what its assignment says besides
 
 
 def make_attempt(workspace: Workspace, going: Going = Going(), **settings: Any) -> Training:
@@ -81,6 +88,7 @@ def make_attempt(workspace: Workspace, going: Going = Going(), **settings: Any) 
         before=None,
         rows=ROWS,
         total_steps=UPDATES,
+        **going.assigned,
     )
     return Training(assignment, attempt, Heartbeat(attempt.heartbeat), Orders(attempt), "bitwise")
 

@@ -41,6 +41,13 @@ class FileSeal(Record):
     sha256: str
 
 
+class RateChange(Record):
+    """From this update of the job on, the learning rate is so much of what the settings say."""
+
+    from_step: int  # updates of the job before it
+    factor: float
+
+
 class Manifest(Record):
     """`manifest.json` in a checkpoint, written last: it is whole, and this is what it contains."""
 
@@ -58,6 +65,9 @@ class Manifest(Record):
     base_model: str  # sha256 over the base model's files
     method: str
     skipped_updates: int = 0
+    rate_changes: tuple[RateChange, ...] = ()
+    micro_batch_rows: int | None = None  # with which it was trained; None in the manifests of earlier releases
+    micro_batch_asked: int | None = None  # by the settings; more than that where memory did not suffice
     plan: str  # sha256 of all that decides rows, order and arithmetic; another plan cannot be continued exactly
     versions: dict[str, str]  # of the libraries; and the processors
     threads: int
@@ -113,6 +123,10 @@ class Assignment(Record):
     rows: int
     total_steps: int
     lineage_has_optimizer: bool = True
+    micro_batch_rows: int | None = None  # fewer than the settings say, where memory did not suffice
+    rate_changes: tuple[RateChange, ...] = ()
+    left_out: tuple[int, ...] = ()  # lines of the rows that were twice in updates that were not finite
+    no_generation_because: str | None = None  # in words
     protocol: int = 1  # of the daemon that wrote it
 
 
@@ -132,6 +146,7 @@ class Outcome(Record):
     remedy: str | None = None
     checkpoint: str | None = None  # the last one saved
     job_step: int
+    lines: tuple[int, ...] = ()  # of the rows in updates that were not finite, where it ended for them
     at: str
 
 

@@ -90,6 +90,14 @@ class Heartbeat:
         return Phase(self._values[0])
 
 
+def last_phase(path: Path) -> Phase | None:
+    """In which phase a process that has ended was last; None where it never came to life."""
+    beat = read(path)
+    if beat is not None:
+        return beat.phase
+    return Phase.LOAD if path.exists() else None  # it died within a beat
+
+
 def read(path: Path) -> Beat | None:
     """The page's content, or None where there is none yet."""
     try:

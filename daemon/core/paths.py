@@ -201,6 +201,11 @@ class Workspace:
         return self.status_folder / "daemon.lock"
 
     @property
+    def monitoring_costs(self) -> Path:
+        """What watching costs the training that runs, or ran last."""
+        return self.status_folder / "monitoring_costs.json"
+
+    @property
     def worker_lock(self) -> Path:
         return self.status_folder / "worker.lock"
 

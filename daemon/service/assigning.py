@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,10 +13,11 @@ from daemon.core.errors import BadConfig, BadData
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import IntakeReport, State
 from daemon.data import holdout, tokens
-from daemon.jobs import ledger
+from daemon.jobs import ledger, remedies
 from daemon.jobs.store import Found
 from daemon.models import base, checkpoints
 from daemon.models.checkpoints import Part
+from daemon.service import progress
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,13 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
     assert meta and report, "checked by `stale`"
     key = holdout.holdout_key(workspace, settings)
     newest = run.newest_attempt()
-    # A folder without an assignment was handed to nobody: the disk was full, or the daemon died.
-    attempt = run.attempt(newest.number + newest.assignment.exists() if newest else 1)
+    if newest and not newest.assignment.exists():  # handed to nobody: the disk was full, or the daemon died
+        newest = run.attempt(newest.number - 1) if newest.number > 1 else None
+    attempt = run.attempt(newest.number + 1 if newest else 1)
     files.make_folder(attempt.root)
+    first = parent.part.steps
+    if resume and (manifest := checkpoints.read(resume)):
+        first = manifest.job_step
     assignment = Assignment(
         job=found.id,
         file=found.job.file,
@@ -169,9 +175,21 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
         rows=meta.rows,
         total_steps=-(-meta.rows * settings.num_train_epochs // settings.update_rows),
         protocol=PROTOCOL,
+        **_remedies(found, newest, first, settings, parent),
     )
     assignment.save(attempt.assignment)
     return attempt
+
+
+def _remedies(
+    found: Found, newest: Attempt | None, first_step: int, settings: Settings, parent: Parent
+) -> dict[str, Any]:
+    """What the attempt does otherwise than the settings say."""
+    before = Assignment.load(newest.assignment) if newest else None
+    if newest is None or before is None or found.state is not State.PROCESSING:
+        return {"micro_batch_rows": remedies.inherited_rows(settings, parent.accepted)}
+    ending, why = progress.ended_as(newest)
+    return remedies.remedied(before, ending, why, first_step, progress.poisoned(newest, before))
 
 
 def first_attempt(found: Found, newest: Attempt | None) -> int | None:

@@ -13,7 +13,8 @@ from daemon.core import heartbeat, locks, room
 from daemon.core.attempts import PROTOCOL, ExitInfo, Outcome
 from daemon.core.heartbeat import Beat
 from daemon.core.paths import Attempt, Workspace
-from daemon.jobs.recovery import Ending, classify
+from daemon.jobs.recovery import Ending
+from daemon.service import progress
 from daemon.service.fork_server import START_SECONDS, ForkServer
 
 EXIT_RECORD_SECONDS = 1.0  # the fork server writes exit.json this soon after a death, or never
@@ -31,6 +32,7 @@ class Runner:
         self._idle_since = time.monotonic()
         self._followed: dict[int, int] = {}  # pid -> pidfd
         self._free_since: tuple[Attempt, float] | None = None
+        self._seen_alive: Attempt | None = None  # the attempt whose worker lived at the last look
 
     async def ensure_server(self) -> bool:
         """Whether a fork server is there, or coming, to which an attempt may be handed."""
@@ -147,27 +149,29 @@ class Runner:
         """How an attempt ended, or None while it runs or is about to."""
         if self.alive():
             self.follow()
-            self._free_since = None
+            self._free_since, self._seen_alive = None, attempt
             return None
         outcome = Outcome.load(attempt.outcome)
         exit_info = ExitInfo.load(attempt.exit)
-        started = attempt.heartbeat.exists()
-        if outcome is None and exit_info is None and self._may_still_come(attempt, started):
+        if outcome is None and exit_info is None and self._may_still_come(attempt, attempt.heartbeat.exists()):
             return None
-        self._handed_over = None
+        self._handed_over = self._free_since = self._seen_alive = None
         self._idle_since = time.monotonic()
-        return classify(outcome, exit_info, started)
+        return progress.ended_as(attempt)
 
     def _may_still_come(self, attempt: Attempt, started: bool) -> bool:
         """Whether the fork server may still bring the attempt to life, or the record of its death."""
         if started and room.lacking(attempt.root):
             return True  # nobody can write down how it ended; it must not count as a failure
-        mine = self._handed_over is not None and self._handed_over[0] == attempt
-        if not (self.server.running and mine):
+        handed_at = self._handed_over[1] if self._handed_over and self._handed_over[0] == attempt else None
+        if handed_at is None:
+            # Adopted: its fork server is of an earlier life of the daemon, and writes the record all the same.
+            if self._seen_alive != attempt:
+                return False
+        elif not self.server.running:
             return False
-        assert self._handed_over
-        if not started:
-            return time.monotonic() - self._handed_over[1] < START_SECONDS
+        elif not started:
+            return time.monotonic() - handed_at < START_SECONDS
         if self._free_since is None or self._free_since[0] != attempt:
             self._free_since = (attempt, time.monotonic())
         return time.monotonic() - self._free_since[1] < EXIT_RECORD_SECONDS
@@ -175,7 +179,8 @@ class Runner:
     @property
     def impatient(self) -> bool:
         """Whether the loop should look again soon, without an event."""
-        return self.server.on_trial or (self._handed_over is not None and not self._followed)
+        waits_for_record, waits_for_life = self._free_since is not None, self._handed_over is not None
+        return self.server.on_trial or waits_for_record or (waits_for_life and not self._followed)
 
 
 TRAFFIC = ("rchar", "wchar", "read_bytes", "write_bytes")  # of proc_pid_io(5): through calls, and through mapped pages

@@ -99,7 +99,7 @@ async def _is_damaged(context: Context, found: Found, folder: Path) -> bool:
 
 async def _judge(context: Context, found: Found, attempt: Attempt, ending: Ending, reason: str) -> Verdict | None:
     """Decide on an ended attempt. Returns a verdict where the gate could be asked; else acts and returns None."""
-    decision = decide(ending, reason, progress.attempts_without(context.workspace, found.id))
+    decision = decide(ending, reason, progress.tally(context.workspace, found.id))
     context.announce_ending(attempt, ending, reason, decision)
     if decision.action is Action.GATE:
         return await _ask_gate(context, found, attempt)

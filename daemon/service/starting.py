@@ -74,7 +74,7 @@ class Starting:
             return False
         if self._context.desired.skip == found.id and not skipping.lacks_evaluation(self._context, found, attempt):
             return False  # it ended after `settle` has looked, and is skipped next
-        decision = decide(*ended, progress.attempts_without(self._context.workspace, found.id))
+        decision = decide(*ended, progress.tally(self._context.workspace, found.id))
         # Settling has looked a moment ago, and may have found the attempt alive, or waited for word of its death.
         self._context.announce_ending(attempt, *ended, decision)
         if decision.action is Action.PAUSE:

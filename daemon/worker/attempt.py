@@ -20,7 +20,8 @@ from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import now
 from daemon.worker.callbacks import Orders
 from daemon.worker.finite import NotFinite
-from daemon.worker.train import Result, train
+from daemon.worker.memory import is_exhausted
+from daemon.worker.train import LESS_MEMORY, Result, train
 
 
 def run(folder: Path) -> int:
@@ -67,7 +68,9 @@ def _outcome(attempt: Attempt, assignment: Assignment, orders: Orders) -> Outcom
     except Exception as error:
         traceback.print_exc()
         code, message, remedy = explain(error)
-        return Outcome(kind=code.name.lower(), code=code, message=message, remedy=remedy, job_step=0, at=now())
+        lines = error.lines if isinstance(error, NotFinite) else ()
+        kind = code.name.lower()
+        return Outcome(kind=kind, code=code, message=message, remedy=remedy, job_step=0, lines=lines, at=now())
 
 
 def _in_words(result: Result) -> Outcome:
@@ -75,6 +78,7 @@ def _in_words(result: Result) -> Outcome:
         kind=result.code.name.lower(),
         code=result.code,
         message=result.message,
+        remedy=result.remedy,
         checkpoint=result.checkpoint.name if result.checkpoint else None,
         job_step=result.job_step,
         at=now(),
@@ -89,8 +93,8 @@ def explain(error: Exception) -> tuple[WorkerExit, str, str | None]:
         return WorkerExit.BAD_CONFIG, error.message, error.remedy
     if isinstance(error, NotFinite):
         return WorkerExit.NOT_FINITE, str(error), "look at these rows; try a lower learning_rate"
-    if isinstance(error, torch.OutOfMemoryError):
-        return WorkerExit.OUT_OF_MEMORY, str(error), "lower per_device_train_batch_size or max_length in config.json"
+    if is_exhausted(error):
+        return WorkerExit.OUT_OF_MEMORY, str(error).split("\n")[0], LESS_MEMORY
     if said := room.refusal(error):
         return WorkerExit.DISK_FULL, f"the disk {said}: {error}", room.REMEDY
     if isinstance(error, torch.AcceleratorError):

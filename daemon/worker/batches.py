@@ -1,7 +1,7 @@
 """Batches from the token cache: which rows form an update is decided by the stream alone, collation is pure."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class Stream:
     @property
     def total_steps(self) -> int:
         return -(-self.total_rows // self.update_rows)
+
+    def epoch(self, step: int) -> float:
+        """How often all rows were seen after so many updates."""
+        return min(step * self.update_rows, self.total_rows) / self.rows
 
     def update(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, row) pairs of update `step`, counted from 0; an update may reach into the next epoch."""
@@ -150,16 +154,23 @@ class Updates(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, rows: TokenRows, stream: Stream, micro_batch_rows: int, pad_id: int, layout: Layout = Layout.PADDED
+        self,
+        rows: TokenRows,
+        stream: Stream,
+        micro_batch_rows: int,
+        pad_id: int,
+        layout: Layout = Layout.PADDED,
+        left_out: Iterable[int] = (),  # lines of rows that are not trained; an update may be empty for it
     ) -> None:
         self.rows, self.stream, self.layout = rows, stream, layout
-        self._micro_batch_rows, self._pad_id = micro_batch_rows, pad_id
+        self.micro_batch_rows = micro_batch_rows
+        self._pad_id, self._left_out = pad_id, frozenset(left_out)
 
     def __len__(self) -> int:
         return self.stream.total_steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        indices = [row for _, row in self.stream.update(step)]
+        indices = [row for _, row in self.stream.update(step) if int(self.rows.lines[row]) not in self._left_out]
         lengths = [len(self.rows.row(i)[0]) for i in indices]
         sequences = self._sequences(indices, lengths)
         return {
@@ -167,19 +178,19 @@ class Updates(Dataset[dict[str, Any]]):
             "trained_tokens": sum(self.rows.trained_tokens(i) for i in indices),
             "tokens": sum(lengths),
             "rows": indices,
-            "example": sequences[0][0],  # the row at the very beginning
+            "example": sequences[0][0] if sequences else None,  # the row at the very beginning
         }
 
     def _sequences(self, indices: list[int], lengths: list[int]) -> list[list[int]]:
         """The update's rows, sequence by sequence."""
-        if self.layout is Layout.PADDED:
+        if self.layout is Layout.PADDED or not indices:
             return [[i] for i in indices]
         # Longer sequences than the longest row would only make attention dearer, except to kernels for flat ones.
-        capacity = max(lengths) * (self._micro_batch_rows if self.layout is Layout.FLAT else 1)
+        capacity = max(lengths) * (self.micro_batch_rows if self.layout is Layout.FLAT else 1)
         return [[indices[place] for place in places] for places in fill(lengths, capacity)]
 
     def _micro_batches(self, sequences: list[list[int]]) -> list[dict[str, torch.Tensor]]:
-        size = 1 if self.layout is Layout.FLAT else self._micro_batch_rows
+        size = 1 if self.layout is Layout.FLAT else self.micro_batch_rows
         cuts = [sequences[c : c + size] for c in range(0, len(sequences), size)]
         if self.layout is Layout.PADDED:
             return [pad(self.rows, [indices[0] for indices in cut], self._pad_id) for cut in cuts]

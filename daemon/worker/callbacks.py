@@ -9,14 +9,18 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from daemon.core import files, room
 from daemon.core.attempts import Control, Evaluation
 from daemon.core.heartbeat import Heartbeat
-from daemon.core.paths import Attempt, Run
-from daemon.core.records import now
-from daemon.worker.evaluate import THINK_TAG, WATCH_ROWS, Holdout, readable, seed_everything, set_rng_states, split
+from daemon.core.paths import Attempt
+from daemon.worker.costs import Cost, Costs
+from daemon.worker.evaluate import readable, seed_everything, set_rng_states, split
+from daemon.worker.examiner import Examiner
+from daemon.worker.log import Log
 from daemon.worker.saving import Saved, Saver
+from daemon.worker.spikes import Spikes
 from daemon.worker.trainer import JobTrainer
+
+COSTS_SECONDS = 10.0  # between two looks at what watching costs
 
 
 class Orders:
@@ -37,43 +41,6 @@ class Orders:
         return Control(action="stop", reason="SIGTERM") if self._terminated else None
 
 
-class Log:
-    """The run's log.jsonl, and the same for people in worker.log (standard output)."""
-
-    def __init__(self, run: Run, attempt: int, base_step: int, total_steps: int) -> None:
-        self._path = run.log
-        self._attempt, self._base_step, self._total_steps = attempt, base_step, total_steps
-        self._lost = 0  # lines that a full disk did not take
-
-    def write(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
-        """Add a line. One that the disk does not take is lost, and that is said later: training does not end for it."""
-        try:
-            if self._lost:
-                self._append("event", job_step, epoch, event="lines_lost", lines=self._lost)
-                self._lost = 0
-            self._append(kind, job_step, epoch, **facts)
-        except OSError as error:
-            if room.refusal(error) is None:
-                raise
-            self._lost += 1
-
-    def _append(self, kind: str, job_step: int, epoch: float, **facts: Any) -> None:
-        line = {
-            "kind": kind,
-            "time": now(),
-            "attempt": self._attempt,
-            "step": self._base_step + job_step,
-            "job_step": job_step,
-            "total_steps": self._total_steps,
-            "epoch": round(epoch, 4),
-            **facts,
-        }
-        files.append_json(self._path, strict(line), durable=False)
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-
 class Step(TrainerCallback):
     """The one callback: its `on_step_end` is the table of contents of what happens between two updates."""
 
@@ -83,33 +50,37 @@ class Step(TrainerCallback):
         log: Log,
         orders: Orders,
         saver: Saver,
-        holdout: Holdout | None,
+        examiner: Examiner | None,
         attempt: Attempt,
         evaluation: Evaluation,
         heartbeat: Heartbeat,
         rng: dict[str, Any] | None,
         seed: int,
         losses: list[float],
+        costs: Costs,
     ) -> None:
         self.trainer: JobTrainer  # set by the trainer's owner, which needs the callback first
         self.interrupted: Control | None = None
+        self.stopped_early: str | None = None  # why, in words
         self.evaluation = evaluation
-        self._log, self._orders, self._saver, self._holdout = log, orders, saver, holdout
+        self._log, self._orders, self._saver, self._examiner = log, orders, saver, examiner
         self._attempt, self._heartbeat = attempt, heartbeat
         self._rng, self._seed = rng, seed
         self._losses = list(losses)
+        self._costs = costs
+        self._spikes = Spikes()
         self._rate = 0.0
         self._tokens, self._since, self._steps = 0, time.monotonic(), 0
 
     # ---- Hugging Face's events ----
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._holdout and self.evaluation.before is None and self._rng is None:  # at a job's beginning
-            rows = self._holdout.rows_for_gate()
-            before = self.evaluate(self.trainer.first_step, rows)
+        if self._examiner and self.evaluation.before is None and self._rng is None:  # at a job's beginning
+            before, rows = self.evaluate_for_gate(self.trainer.first_step)
             self.evaluation = self.evaluation.model_copy(update={"before": before, "rows": rows})
             self.evaluation.save(self._attempt.evaluation)
         self._since = time.monotonic()
+        self._costs.begin()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == self.trainer.first_step:
@@ -128,25 +99,65 @@ class Step(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, settings = state.global_step, self.trainer.settings
-        last = step >= state.max_steps
+        last = step >= state.max_steps or self._examine(step, state.max_steps)
         self._heartbeat.beat(job_step=step)
         self._count()
         if step % settings.logging_steps == 0 or last:
-            self._log_numbers(step)
-        if self._holdout and step % settings.eval_steps == 0 and not last:
-            self.evaluate(step, WATCH_ROWS)
+            with self._costs.of(Cost.NUMBERS):
+                self._log_numbers(step)
+                self._costs.show(after_seconds=COSTS_SECONDS)
         order = None if last else self._orders.pending()
         dropped = order is not None and order.action == "drop"
         if step == self.trainer.first_step + 1:
             self._saver.prepare(self.trainer)
         self._note(self._saver.settle(wait=False))
-        if not dropped and (last or order or self._saver.due(step)):
-            self.save(final=last, wait=last or order is not None)
+        if not dropped and (last or order or self._due(step)):
+            with self._costs.of(Cost.SAVE):
+                self.save(final=last, wait=last or order is not None)
+        if last or order:
+            self._costs.show()
         if order:
             self.interrupted = order
+        if order or last:
             control.should_training_stop = True
 
+    def _examine(self, step: int, max_steps: int) -> bool:
+        """Evaluate where that is due in the middle of a training; whether the training ends for what it shows."""
+        due = self._examiner and step % self.trainer.settings.eval_steps == 0 and step < max_steps
+        if not (due and self._examiner and self._examiner.affordable()):
+            return False
+        self._settle()
+        began = time.monotonic()
+        self._examiner.watch(self.trainer, step, self.recent_loss)
+        self._since += time.monotonic() - began  # the speed that is shown is that of training
+        self.stopped_early = self._examiner.stop_because
+        if self.stopped_early:
+            self._event(step, "stopped_early", reason=self.stopped_early)
+        return self.stopped_early is not None
+
+    def _due(self, step: int) -> bool:
+        """Whether to save in the middle. Not while updates are skipped: another try must begin before them."""
+        if not self._saver.due(step):
+            return False
+        self._settle()
+        return not self.trainer.guard.in_a_row
+
     # ---- deeds ----
+
+    def save_beginning(self) -> None:
+        """Give up the update that was begun last, and save what there was before it."""
+        self.trainer.abandon_update()
+        step = self.trainer.state.global_step
+        if step > self.trainer.first_step:
+            self.save(final=False, wait=True)
+
+    def evaluate_for_gate(self, step: int) -> tuple[float | None, int]:
+        """The loss a trained token that the gate asks for, and on how many rows of the holdout."""
+        assert self._examiner is not None
+        self._settle()
+        with self._costs.of(Cost.GATE):
+            began = step == self.trainer.first_step and not self._losses
+            return self._examiner.examine_for_gate(self.trainer, step, None if began else self.recent_loss)
 
     def save(self, *, final: bool, wait: bool) -> None:
         self._event(self.trainer.state.global_step, "saving", final=final)
@@ -158,34 +169,6 @@ class Step(TrainerCallback):
             facts = {"final": saved.final, "aside": saved.aside, "waits_because": self._saver.waits_because}
             times = {"seconds": round(saved.seconds, 3), "stall_seconds": round(saved.stall_seconds, 3)}
             self._event(saved.step, "saved", checkpoint=saved.folder.name, **facts, **times)
-
-    def evaluate(self, step: int, rows: int) -> float:
-        """Measure, write it down, show what the model answers; the loss a trained token on so many holdout rows."""
-        assert self._holdout is not None
-        model = self.trainer.language_model
-        self._settle()
-        loss = self._holdout.loss(model, rows)
-        examples, timed_out = self._holdout.examples(model)
-        outputs = [e["model_output"] for e in examples if e["model_output"] is not None]
-        matches = [e["match"] for e in examples if e["match"] is not None]
-        gap = loss - self.recent_loss if self._losses or step > self.trainer.first_step else None
-        self._log.write(
-            "eval",
-            step,
-            self._epoch(step),
-            validation_loss=loss,
-            validation_rows=self._holdout.count(rows),
-            val_train_gap=gap,
-            accuracy_percent=percent(sum(matches), len(matches)),
-            think_tag_percent=percent(sum(THINK_TAG in o for o in outputs), len(outputs)),
-            generation_timeouts=int(timed_out),
-            examples=[{"step": self.trainer.assignment.base_step + step, **e} for e in examples],
-        )
-        self._log.say(f"── evaluation at step {self.trainer.assignment.base_step + step} · validation loss {loss:.4f}")
-        for e in examples:
-            mark = {True: "✓", False: "✗", None: "? (timed out)"}[e["match"]]
-            self._log.say(f"  {mark} {e['prompt']}\n    golden {e['golden_answer']}\n    model  {e['model_output']}")
-        return loss
 
     @property
     def recent_loss(self) -> float:
@@ -208,8 +191,12 @@ class Step(TrainerCallback):
             if update.skipped:
                 figures = {"loss": update.loss, "grad_norm": update.gradient}
                 self._event(update.step, "update_skipped", lines=update.lines, **figures)
-            else:
+            elif update.lines:  # all rows of an update may be left out
                 self._losses.append(update.loss)
+                usual = self._spikes.usual(update.loss)
+                if usual is not None:
+                    figures = {"loss": update.loss, "usual": usual, "grad_norm": update.gradient}
+                    self._event(update.step, "loss_spike", lines=update.lines, **figures)
 
     def _log_numbers(self, step: int) -> None:
         self._settle()
@@ -231,14 +218,21 @@ class Step(TrainerCallback):
             example=example,
         )
         self._log.say(
-            f"step {example['step']} · {step}/{len(self.trainer.updates)} of this file · epoch {self._epoch(step):.2f}"
-            f" · loss {loss:.4f} · grad {norm:.2f} · rate {self._rate:.2e} · {speed:,.0f} tokens/s\n"
-            f"  prompt {example['prompt']}\n  golden {example['golden_answer']}\n  loss   {example['loss']:.4f}"
+            f"step {self.trainer.assignment.base_step + step} · {step}/{len(self.trainer.updates)} of this file"
+            f" · epoch {self._epoch(step):.2f} · loss {loss:.4f} · grad {norm:.2f} · rate {self._rate:.2e}"
+            f" · {speed:,.0f} tokens/s"
         )
+        if example:
+            prompt, golden = example["prompt"], example["golden_answer"]
+            self._log.say(f"  prompt {prompt}\n  golden {golden}\n  loss   {example['loss']:.4f}")
+        figures = {"loss": loss, "learning_rate": self._rate, "grad_norm": norm, "tokens_per_second": speed}
+        self.trainer.report(epoch=self._epoch(step), **figures)
         self._losses, self._tokens, self._steps, self._since = [], 0, 0, time.monotonic()
 
-    def _example(self, step: int) -> dict[str, Any]:
-        assert self.trainer.example is not None
+    def _example(self, step: int) -> dict[str, Any] | None:
+        """The row at the beginning of the update; None while no update had one."""
+        if self.trainer.example is None:
+            return None
         row, loss = self.trainer.example
         tokenizer = self.trainer.tokenizer
         prompt, golden = split(*self.trainer.updates.rows.row(row))
@@ -258,12 +252,7 @@ class Step(TrainerCallback):
         self._log.say(f"── {event} at step {self.trainer.assignment.base_step + step}: {facts}")
 
     def _epoch(self, step: int) -> float:
-        stream = self.trainer.updates.stream
-        return min(step * stream.update_rows, stream.total_rows) / stream.rows
-
-
-def percent(part: int, whole: int) -> float | None:
-    return round(100 * part / whole, 1) if whole else None
+        return self.trainer.updates.stream.epoch(step)
 
 
 def memory_bytes() -> int:
@@ -271,12 +260,3 @@ def memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
-
-
-def strict(value: Any) -> Any:
-    """Numbers that JSON does not know, as strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {k: strict(v) for k, v in value.items()}
-    return [strict(v) for v in value] if isinstance(value, list) else value

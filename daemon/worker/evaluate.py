@@ -1,8 +1,11 @@
 """What is measured beside training: holdout loss and answers. The training RNG and mode are never disturbed."""
 
 import random
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,9 @@ from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.worker.batches import TokenRows, pad
 from daemon.worker.generate import Answers, answer
 from daemon.worker.losses import TokenLosses
+from daemon.worker.memory import is_exhausted
 
 GATE_ROWS = 1000  # of the holdout, for the verdict
-WATCH_ROWS = 64  # of the holdout, while training
 SHOWN_CHARACTERS = 400
 THINK_TAG = "<think>"
 
@@ -74,6 +77,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What a job's evaluations have come to so far; kept in its checkpoints."""
+
+    best_loss: float | None = None  # on the rows of the holdout that are measured while training
+    worse_in_a_row: int = 0  # evaluations without a better one, at the last
+    unanswered_in_a_row: int = 0  # evaluations whose generation came to nothing, at the last
+
+    def after(self, loss: float) -> "Examined":
+        """With one more evaluation."""
+        if self.best_loss is None or loss < self.best_loss:
+            return replace(self, best_loss=loss, worse_in_a_row=0)
+        return replace(self, worse_in_a_row=self.worse_in_a_row + 1)
+
+
 class Holdout:
     """The fixed rows that are never trained on, and what to do with them."""
 
@@ -84,41 +102,74 @@ class Holdout:
         tokenizer: PreTrainedTokenizerBase,
         heartbeat: Heartbeat,
         token_losses: TokenLosses,
+        micro_batch_rows: int | None = None,
+        stacks: Path | None = None,
     ) -> None:
         self._rows, self._settings, self._tokenizer, self._heartbeat = rows, settings, tokenizer, heartbeat
-        self._token_losses = token_losses
+        self._token_losses, self._stacks = token_losses, stacks
         self._pad_id = pad_id(tokenizer)
+        self._batch_rows = micro_batch_rows or settings.micro_batch_rows
 
-    def loss(self, model: PreTrainedModel, limit: int) -> float:
-        """Mean loss a trained token over the first `limit` rows. The same rows in the same batches each time."""
-        total, tokens = 0.0, 0
+    def loss(self, model: PreTrainedModel, limit: int) -> float | None:
+        """Mean loss a trained token over the first `limit` rows; None where memory does not suffice for one of them.
+
+        The same rows in the same batches each time; in smaller ones from the first that was too large.
+        """
+        total, tokens, first = 0.0, 0, 0
         count = self.count(limit)
-        size = self._settings.micro_batch_rows
         with aside(model, self._heartbeat, Phase.EVALUATE), torch.no_grad():
-            for first in range(0, count, size):
-                batch = pad(self._rows, list(range(first, min(first + size, count))), self._pad_id)
-                losses = self._token_losses(model, batch)
+            while first < count:
+                batch = pad(self._rows, list(range(first, min(first + self._batch_rows, count))), self._pad_id)
+                losses = self._losses(model, batch)
+                if losses is None and self._batch_rows == 1:
+                    return None
+                if losses is None:
+                    self._batch_rows //= 2
+                    continue
                 total += float(losses.double().sum())
                 tokens += len(losses)
+                first += self._batch_rows
                 self._heartbeat.beat(micro_batches=1)
         return total / max(tokens, 1)
+
+    def _losses(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """None where memory does not suffice; what the attempt held is free again."""
+        try:
+            return self._token_losses(model, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
     def count(self, limit: int) -> int:
         """How many rows are measured where `limit` are asked for."""
         return min(limit, len(self._rows))
 
-    def rows_for_gate(self) -> int:
-        return self.count(GATE_ROWS)
-
-    def examples(self, model: PreTrainedModel) -> tuple[list[dict[str, Any]], bool]:
-        """Prompt, golden answer and the model's answer of the first rows, and whether the deadline passed."""
+    def examples(self, model: PreTrainedModel, *, generate: bool = True) -> tuple[list[dict[str, Any]], str | None]:
+        """Prompt, golden answer and the model's answer of the first rows, and why an answer is missing, in words."""
         pairs = [split(*self._rows.row(i)) for i in range(min(self._settings.eval_examples, len(self._rows)))]
-        if not pairs:
-            return [], False
-        with aside(model, self._heartbeat, Phase.GENERATE):
-            answers = self._ask(model, pairs)
-        shown = [self._show(p, g, a) for (p, g), a in zip(pairs, answers.tokens, strict=True)]
-        return shown, answers.timed_out
+        said, failure = Answers([None] * len(pairs), False), None
+        if pairs and generate:
+            with aside(model, self._heartbeat, Phase.GENERATE):
+                said, failure = self._try_to_ask(model, pairs)
+        shown = [self._show(p, g, a) for (p, g), a in zip(pairs, said.tokens, strict=True)]
+        return shown, failure
+
+    def _try_to_ask(
+        self, model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]
+    ) -> tuple[Answers, str | None]:
+        """What goes wrong in generation is said, and training goes on; but for a device that is lost."""
+        try:
+            said = self._ask(model, pairs)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            return Answers([None] * len(pairs), False), f"{type(error).__name__}: {error}"
+        seconds = self._settings.generation_timeout_seconds
+        return said, f"not within {seconds:g} s" if said.timed_out else None
 
     def _ask(self, model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> Answers:
         return answer(
@@ -130,6 +181,7 @@ class Holdout:
             pad_id=self._pad_id,
             eos_ids=eos_ids(model, self._tokenizer),
             heartbeat=self._heartbeat,
+            stacks=self._stacks,
         )
 
     def _show(self, prompt: list[int], golden: list[int], said: list[int] | None) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Updates whose loss or gradient is not a number: kept out of the weights, counted, and named by their rows."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +13,10 @@ MOST_PENDING = 16  # updates of which the host does not know yet what became of 
 
 class NotFinite(Exception):
     """Update after update was not a number; the weights are untouched by all of them."""
+
+    def __init__(self, message: str, lines: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)  # of the rows in those updates
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class Guard:
     count of steps as they are, and nothing waits for the device. Any other loses the gradients, with the same effect.
     """
 
-    def __init__(self, skipped: int) -> None:
+    def __init__(self, skipped: int, in_a_row: Iterable[dict[str, Any]] = ()) -> None:
         self.skipped = skipped  # updates of this job
-        self._in_a_row: list[Update] = []
+        self._in_a_row = [Update(**facts, loss=math.nan, gradient=math.nan, skipped=True) for facts in in_a_row]
         self._pending: list[tuple[int, list[int], torch.Tensor]] = []
 
     def admit(
@@ -50,6 +57,11 @@ class Guard:
             optimizer.found_inf = (~torch.isfinite(figures).all()).float()  # type: ignore[attr-defined]
         elif not torch.isfinite(figures).all():
             optimizer.zero_grad()
+
+    @property
+    def in_a_row(self) -> list[dict[str, Any]]:
+        """The skipped updates since the last one that was not, of those that are settled; for a new guard."""
+        return [{"step": update.step, "lines": update.lines} for update in self._in_a_row]
 
     @property
     def full(self) -> bool:
@@ -79,5 +91,6 @@ class Guard:
         last, lines = self._in_a_row[-1], [line for update in self._in_a_row for line in update.lines]
         raise NotFinite(
             f"{len(self._in_a_row)} updates in a row are not finite (loss {last.loss}, gradient norm {last.gradient} "
-            f"in update {last.step}); their rows stand in lines {lines}"
+            f"in update {last.step}); their rows stand in lines {lines}",
+            lines,
         )

@@ -1,7 +1,7 @@
 """What an attempt starts from: torch as it has to be, weights, optimizer, generators, position."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from daemon.core.paths import Workspace
 from daemon.models import checkpoints
 from daemon.worker import saving
 from daemon.worker.batches import Layout
-from daemon.worker.evaluate import seed_everything
+from daemon.worker.evaluate import Examined, seed_everything
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Start:
     consumed: bytes  # the rows trained so far in this job, as consumed.bin has them
     skipped_updates: int  # of this job: they were not finite
     inexact: str | None = None  # why the job does not go on bit for bit, in words
+    skipped_in_a_row: tuple[dict[str, Any], ...] = ()  # the updates that were, at the last
+    examined: Examined = field(default_factory=Examined)
+    final: bool = False  # all that the checkpoint lacks is its evaluation
 
 
 def prepare_torch(settings: Settings) -> Exactness:
@@ -49,7 +52,7 @@ def prepare_torch(settings: Settings) -> Exactness:
     return "bitwise" if deterministic else "statistical"
 
 
-def find_start(assignment: Assignment, workspace: Workspace) -> Start:
+def find_start(assignment: Assignment, workspace: Workspace, micro_batch_rows: int) -> Start:
     """Read where to go on: this job's checkpoint, else the accepted model, else the base model."""
     if assignment.resume:
         folder = workspace.root / assignment.resume
@@ -69,7 +72,8 @@ def find_start(assignment: Assignment, workspace: Workspace) -> Start:
             **progress,
             consumed=consumed,
             skipped_updates=manifest.skipped_updates,
-            inexact=why_inexact(manifest),
+            inexact=why_inexact(manifest, micro_batch_rows),
+            final=manifest.final,
         )
     if assignment.parent:
         folder = workspace.current_model / assignment.parent.checkpoint
@@ -94,13 +98,21 @@ def _kept_rows(assignment: Assignment, workspace: Workspace) -> bytes:
 def read_progress(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of the middle of a training: the losses not logged yet, and the batches' layout."""
     progress = files.read_json(folder / saving.PROGRESS) or {}
-    return {"losses": progress["losses"], "layout": Layout(progress["layout"])}
+    return {
+        "losses": progress["losses"],
+        "layout": Layout(progress["layout"]),
+        "skipped_in_a_row": tuple(progress.get("skipped_in_a_row", ())),
+        "examined": Examined(**progress.get("examined", {})),
+    }
 
 
-def why_inexact(manifest: Manifest) -> str | None:
+def why_inexact(manifest: Manifest, micro_batch_rows: int) -> str | None:
     """What calculates otherwise here than where the checkpoint was made; it may round otherwise."""
     before = {**manifest.versions, "threads": str(manifest.threads)}
     here = {**saving.versions(), "threads": str(torch.get_num_threads())}
+    if manifest.micro_batch_rows is not None:
+        before["rows a micro-batch"] = str(manifest.micro_batch_rows)
+        here["rows a micro-batch"] = str(micro_batch_rows)
     other = [
         f"{name}: {before[name]} before, {here[name]} now"
         for name in here

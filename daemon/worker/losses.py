@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from daemon.worker.batches import IGNORED
+from daemon.worker.memory import is_exhausted
 
 TOLERANCE = 1e-3  # of a mean loss; computing fewer rows of a product changes only the order of its sums
 
@@ -49,7 +50,8 @@ class TokenLosses:
                 expected = everything(model, batch).mean()
                 difference = float((self(model, batch).mean() - expected).abs())
         except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            self.all_logits_because = f"{type(error).__name__}: {error}"
+            if not is_exhausted(error):  # all logits were too many to compare with: a reason to have fewer
+                self.all_logits_because = f"{type(error).__name__}: {error}"
             return
         if not difference <= TOLERANCE * max(float(expected.abs()), 1.0):
             self.all_logits_because = f"the loss would differ by {difference:.2g}"

@@ -3,7 +3,7 @@
 import platform
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import checkpoints
-from daemon.worker.evaluate import rng_states
+from daemon.worker.evaluate import Examined, rng_states
+from daemon.worker.finite import NotFinite
 from daemon.worker.snapshot import Copies, State, lacking_memory
 from daemon.worker.trainer import JobTrainer
 
@@ -90,6 +91,7 @@ class Saver:
         self.workspace, self.assignment, self.settings, self.heartbeat = workspace, assignment, settings, heartbeat
         self.exactness: Exactness = "statistical"
         self.inexact: str | None = None  # why it is no more than that, where the job did not go on as it began
+        self.examined = Examined()
         self.saved: Path | None = None  # the newest checkpoint of this attempt
         self.waits_because: str | None = None  # why training waits for every save, in words
         self._copies = Copies()
@@ -176,7 +178,12 @@ class Saver:
             model=weights,
             optimizer=trainer.optimizer.state_dict(),
             rng=rng_states(),
-            progress={"losses": list(losses), "layout": trainer.updates.layout.value},
+            progress={
+                "losses": list(losses),
+                "layout": trainer.updates.layout.value,
+                "skipped_in_a_row": trainer.guard.in_a_row,
+                "examined": asdict(self.examined),
+            },
             consumed=bytes(trainer.consumed),
             manifest=self._manifest(trainer, final),
         )
@@ -184,6 +191,7 @@ class Saver:
     def _write(self, trainer: JobTrainer, state: State, began: float, stall: float | None) -> Saved:
         """One transaction: all of it under its final name, or nothing."""
         target = self._target(state.manifest.job_step)
+        _check_finite(state.model)
         with files.stage(target) as folder:
             self._write_model(trainer, state, folder)
             _save(state.optimizer, folder / OPTIMIZER)
@@ -237,6 +245,9 @@ class Saver:
             base_model=given.base_model_sha256,
             method=self.settings.training_method,
             skipped_updates=trainer.guard.skipped,
+            rate_changes=given.rate_changes,
+            micro_batch_rows=trainer.updates.micro_batch_rows,
+            micro_batch_asked=self.settings.micro_batch_rows,
             plan=plan_digest(given),
             versions=versions(),
             threads=torch.get_num_threads(),
@@ -245,6 +256,13 @@ class Saver:
             created_at=now(),
             files={},
         )
+
+
+def _check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Such a model is never saved. Updates that are not finite are kept out, but a sum of finite ones may overflow."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(f"the weights {name} are not finite any more, so they were not saved")
 
 
 def _save(value: dict[str, Any], path: Path) -> None:

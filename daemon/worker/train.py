@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PrinterCallback
@@ -13,11 +14,17 @@ from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
 from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
-from daemon.worker.callbacks import Log, Orders, Step
+from daemon.worker.callbacks import Orders, Step
+from daemon.worker.costs import Costs
 from daemon.worker.evaluate import Holdout, aside, pad_id
+from daemon.worker.examiner import Examiner
+from daemon.worker.finite import Guard
 from daemon.worker.loading import find_start, load_model, prepare_torch
+from daemon.worker.log import Log
 from daemon.worker.losses import TokenLosses
+from daemon.worker.memory import OutOfMemory
 from daemon.worker.packing import choose_layout
+from daemon.worker.reporting import end_reports, name_run, quieten
 from daemon.worker.saving import Saver
 from daemon.worker.trainer import JobTrainer, training_arguments
 
@@ -30,6 +37,10 @@ class Result:
     message: str
     checkpoint: Path | None
     job_step: int
+    remedy: str | None = None
+
+
+LESS_MEMORY = "lower max_length in config.json, or use training_method lora; then: training_queue retry"
 
 
 def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders: Orders) -> Result:
@@ -55,7 +66,9 @@ class Training:
         self._assignment, self._attempt, self._heartbeat, self._orders = assignment, attempt, heartbeat, orders
         self._workspace = Workspace(Path(assignment.workspace))
         self._settings = settings = Settings.model_validate(assignment.settings)
-        self._start = find_start(assignment, self._workspace)
+        asked = settings.micro_batch_rows
+        self._micro_batch_rows = min(assignment.micro_batch_rows or asked, asked)
+        self._start = find_start(assignment, self._workspace, self._micro_batch_rows)
         # The stream's name: which data is trained at which step. The same lineage elsewhere has the same streams.
         at = assignment.base_step if assignment.stream_at is None else assignment.stream_at
         self._name = f"{assignment.data_sha256} at {at}"
@@ -71,30 +84,45 @@ class Training:
         self._holdout = self._open_holdout()
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
+        self.saver.examined = self._start.examined
         self.saver.inexact = self._start.inexact
         self.saver.exactness = "statistical" if self._start.inexact else exactness
         total = assignment.base_step + self._stream.total_steps
         self._log = Log(self._workspace.run(assignment.job), attempt.number, assignment.base_step, total)
+        self._costs = Costs(self._workspace.monitoring_costs, assignment.job, attempt.number)
+        self._out_of_memory: str | None = None  # in an update, in words
         self._step = self._make_step(orders)
         self._trainer = self._make_trainer()
 
     def run(self) -> None:
         """Train from the start to the end, or to an order."""
         self._lay_out()
-        order, final = self._orders.pending(), self._start.first_step == self._stream.total_steps
+        order, final = self._orders.pending(), self._start.final
         if final or (order and order.action == "keep"):  # all that this checkpoint lacks is its evaluation
             self._step.interrupted = None if final else order
             self._trainer.accelerator.prepare_model(self._model, evaluation_mode=True)
             self._trainer.state.global_step = self._start.first_step
         else:
             self._heartbeat.beat(Phase.TRAIN)
-            self._trainer.train()
+            try:
+                self._trainer.train()
+            except OutOfMemory as error:
+                self._out_of_memory = str(error)
+                self._step.save_beginning()
 
     def finish(self) -> Result:
         """The final evaluation, or the record of what interrupted the training."""
+        result = self._finish()
+        end_reports(self._trainer)
+        return result
+
+    def _finish(self) -> Result:
         job_step = self._trainer.state.global_step
         resumed = self._workspace.root / self._assignment.resume if self._assignment.resume else None
         folder = self.saver.saved or resumed
+        if self._out_of_memory:
+            said = f"{self._micro_batch_rows} rows at a time, in update {job_step + 1}: {self._out_of_memory}"
+            return Result(WorkerExit.OUT_OF_MEMORY, said, folder, job_step, LESS_MEMORY)
         if order := self._step.interrupted:
             if order.action == "keep" and folder:
                 self._evaluate(folder, job_step)
@@ -102,14 +130,14 @@ class Training:
             return Result(_code(order), f"{saved}; {order.action} was asked for: {order.reason}", folder, job_step)
         assert folder is not None, "the last step saves"
         self._evaluate(folder, job_step)
-        return Result(WorkerExit.DONE, f"trained to the end; {folder.name} is final", folder, job_step)
+        how = f"stopped early, since {self._step.stopped_early}" if self._step.stopped_early else "trained to the end"
+        return Result(WorkerExit.DONE, f"{how}; {folder.name} is final", folder, job_step)
 
     def _evaluate(self, folder: Path, job_step: int) -> None:
         """What the gate has to know of this checkpoint."""
         evaluation = self._step.evaluation.model_copy(update={"checkpoint": folder.name})
-        if self._holdout:
-            rows = self._holdout.rows_for_gate()
-            after = self._step.evaluate(job_step, rows)
+        if self._assignment.holdout:
+            after, rows = self._step.evaluate_for_gate(job_step)
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
 
@@ -122,7 +150,15 @@ class Training:
         if not self._assignment.holdout:
             return None
         rows = TokenRows(self._workspace.root / self._assignment.holdout)
-        return Holdout(rows, self._settings, self._tokenizer, self._heartbeat, self._token_losses)
+        return Holdout(
+            rows,
+            self._settings,
+            self._tokenizer,
+            self._heartbeat,
+            self._token_losses,
+            self._micro_batch_rows,
+            self._attempt.stacks,
+        )
 
     def _make_step(self, orders: Orders) -> Step:
         given = self._assignment
@@ -130,39 +166,52 @@ class Training:
             log=self._log,
             orders=orders,
             saver=self.saver,
-            holdout=self._holdout,
+            examiner=self._make_examiner(),
             attempt=self._attempt,
             evaluation=Evaluation(holdout_key=given.holdout_key, rows=0, before=given.before, after=None),
             heartbeat=self._heartbeat,
             rng=self._start.rng,
             seed=self._seed_for(f"training from {given.first_step}" if given.first_step else "training"),
             losses=self._start.losses,
+            costs=self._costs,
         )
 
+    def _make_examiner(self) -> Examiner | None:
+        if self._holdout is None:
+            if self._settings.early_stopping_patience:
+                remedy = "make one with: training_queue holdout FILE --rows N; or take the key out of config.json"
+                raise BadConfig("early_stopping_patience looks at the loss on a holdout, and there is none.", remedy)
+            return None
+        because = self._assignment.no_generation_because
+        return Examiner(self._holdout, self._settings, self._log, self.saver, self._costs, because)
+
     def _make_trainer(self) -> JobTrainer:
+        run = self._workspace.run(self._assignment.job)
+        name_run(run)
         try:
-            arguments = training_arguments(self._settings, self._stream.total_steps, str(self._attempt.root))
+            arguments = training_arguments(self._settings, self._stream.total_steps, str(self._attempt.root), run)
         except (TypeError, ValueError, ImportError) as error:
             raise BadConfig(
                 f"training_args are not accepted: {error}.", "correct training_args in config.json"
             ) from error
-        rows_each, padding = self._settings.micro_batch_rows, pad_id(self._tokenizer)
+        rows_each, padding, left_out = self._micro_batch_rows, pad_id(self._tokenizer), self._assignment.left_out
         trainer = JobTrainer(
             model=self._model,
             args=arguments,
             tokenizer=self._tokenizer,
             callbacks=[self._step],
-            updates=Updates(self._rows, self._stream, rows_each, padding),
+            updates=Updates(self._rows, self._stream, rows_each, padding, left_out=left_out),
             assignment=self._assignment,
             settings=self._settings,
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
             consumed=self._start.consumed,
-            skipped_updates=self._start.skipped_updates,
+            guard=Guard(self._start.skipped_updates, self._start.skipped_in_a_row),
             token_losses=self._token_losses,
             heartbeat=self._heartbeat,
         )
         trainer.remove_callback(PrinterCallback)
+        quieten(trainer, self._log)
         self._step.trainer = trainer
         return trainer
 
@@ -177,7 +226,18 @@ class Training:
         with aside(self._model, self._heartbeat, Phase.LOAD):
             self._token_losses.try_out(self._model, pad(self._rows, [0], pad_id(self._tokenizer)))
         facts = {"exactness": self.saver.exactness, "threads": torch.get_num_threads(), "layout": layout.value}
-        reasons = {"layout_reason": why, "all_logits_because": self._token_losses.all_logits_because}
+        reasons: dict[str, Any] = {"layout_reason": why, "all_logits_because": self._token_losses.all_logits_because}
+        if self._micro_batch_rows < self._settings.micro_batch_rows:
+            reasons |= {"micro_batch_rows": f"{self._micro_batch_rows} of {self._settings.micro_batch_rows}"}
+            self._log.say(f"── {self._micro_batch_rows} rows at a time: more did not fit into memory")
+        if self._assignment.rate_changes:
+            reasons |= {"rate_changes": [change.model_dump() for change in self._assignment.rate_changes]}
+            self._log.say(f"── the learning rate is changed: {reasons['rate_changes']}")
+        if self._assignment.left_out:
+            reasons |= {"left_out": list(self._assignment.left_out)}
+            self._log.say(
+                f"── left out, since they were twice in updates that were not finite: lines {reasons['left_out']}"
+            )
         if self._start.inexact:
             reasons |= {"inexact": self._start.inexact}
             self._log.say(f"── goes on, but not bit for bit: {self._start.inexact}")

@@ -1,6 +1,7 @@
 """The Trainer subclass: one update a batch, a flat stream with an offset, the rate a function of the global step."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.optimization import get_scheduler
 
-from daemon.core.attempts import Assignment
+from daemon.core.attempts import Assignment, RateChange
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
+from daemon.core.paths import Run
 from daemon.worker.batches import FromStep, Updates
+from daemon.worker.evaluate import rng_states, set_rng_states
 from daemon.worker.finite import Guard, Update
 from daemon.worker.losses import TokenLosses
+from daemon.worker.memory import OutOfMemory, is_exhausted
 
 
 class JobTrainer(Trainer):
@@ -34,7 +38,7 @@ class JobTrainer(Trainer):
         first_step: int,
         optimizer_state: dict[str, Any] | None,
         consumed: bytes,
-        skipped_updates: int,
+        guard: Guard,
         token_losses: TokenLosses,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
@@ -51,7 +55,8 @@ class JobTrainer(Trainer):
         self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
         self.grad_norm: torch.Tensor | float = 0.0
         self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
-        self.guard = Guard(skipped_updates)
+        self.guard = guard
+        self.beginning = rng_states()  # of the update that was begun last
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
         self._stretching: list[Any] = [
             module for module in model.modules() if getattr(module, "rope_type", None) == "dynamic"
@@ -77,21 +82,41 @@ class JobTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of one whole update, micro-batch by micro-batch; its mean loss a trained token."""
+        """Forward and backward of one whole update; its mean loss a trained token. Raises OutOfMemory."""
+        self.beginning = rng_states()
+        try:
+            return self._learn(model, inputs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            traceback.print_exc()
+            said = str(error).split("\n")[0]
+        # Outside of the handler: the error is gone, and with it all that the update held.
+        raise OutOfMemory(said)
+
+    def abandon_update(self) -> None:
+        """Be where the update that was begun last began: no gradients, random generators as they were."""
+        self.language_model.zero_grad(set_to_none=True)
+        set_rng_states(self.beginning)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _learn(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Micro-batch by micro-batch."""
         model.train()
         self._forget_lengths()
         self.update_rows, self.update_tokens = inputs["rows"], inputs["tokens"]
         self.update_loss = torch.zeros((), device=self.args.device)
-        self.example = None
+        example = inputs["example"]
         for batch in inputs["micro_batches"]:
             with self.compute_loss_context_manager():
                 losses = self.token_losses(model, batch)
             loss = losses.sum() / max(inputs["trained_tokens"], 1)
             self.accelerator.backward(loss)
             self.update_loss += loss.detach()
-            if self.example is None:
-                row = inputs["example"]
-                self.example = (row, losses[: self.updates.rows.trained_tokens(row)].detach().mean())
+            if example is not None:
+                self.example = (example, losses[: self.updates.rows.trained_tokens(example)].detach().mean())
+                example = None
             self.heartbeat.beat(Phase.TRAIN, micro_batches=1, tokens=batch["labels"].numel())
         return self.update_loss
 
@@ -117,6 +142,12 @@ class JobTrainer(Trainer):
                 self.consumed += np.array(update.lines, dtype="<u4").tobytes()
         return updates
 
+    def report(self, **figures: float | None) -> None:
+        """Tell the programs that `report_to` names."""
+        if self.args.report_to:
+            self.log({name: figure for name, figure in figures.items() if figure is not None})
+            self.state.log_history.clear()  # log.jsonl has it all
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         return self.grad_norm
@@ -139,8 +170,9 @@ class JobTrainer(Trainer):
         optimizer = optimizer or self.optimizer
         assert optimizer is not None, "created before the scheduler"
         factor = rate_factor(self.settings, num_training_steps)
+        changed = rate_changes(self.assignment.rate_changes)
         start = self.first_step + (self.assignment.base_step if self.settings.lr_schedule_scope == "lineage" else 0)
-        self.lr_scheduler = LambdaLR(optimizer, lambda steps: factor(start + steps))
+        self.lr_scheduler = LambdaLR(optimizer, lambda steps: factor(start + steps) * changed(self.first_step + steps))
         return self.lr_scheduler
 
 
@@ -157,10 +189,21 @@ def rate_factor(settings: Settings, total_steps: int) -> Callable[[int], float]:
     return scheduler.lr_lambdas[0]  # type: ignore[no-any-return]
 
 
-def training_arguments(settings: Settings, total_steps: int, folder: str) -> TrainingArguments:
+def rate_changes(changes: Iterable[RateChange]) -> Callable[[int], float]:
+    """The share of the rate that is left for the update behind so many updates of the job."""
+    newest_first = sorted(changes, key=lambda change: change.from_step, reverse=True)
+    return lambda steps: next((change.factor for change in newest_first if change.from_step <= steps), 1.0)
+
+
+def training_arguments(settings: Settings, total_steps: int, folder: str, run: Run) -> TrainingArguments:
     """TrainingArguments of one job: the user's own, under those that the daemon decides."""
     cuda = torch.cuda.is_available()
-    given = {"bf16": cuda and torch.cuda.is_bf16_supported(), "use_cpu": not cuda, **settings.training_args}
+    given = {
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "use_cpu": not cuda,
+        "run_name": run.root.name,
+        **settings.training_args,
+    }
     given.pop("lr_scheduler_kwargs", None)
     return TrainingArguments(
         **given,

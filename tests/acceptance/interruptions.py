@@ -92,7 +92,7 @@ def compare(case: Case, model: Path, folder: Path) -> Told:
     """Train the case's files undisturbed, and again with interruptions and evaluations in between."""
     began, told = time.monotonic(), Told()
     calm = train(case, Bench.make(folder / "calm", model, **case.settings()), Told(), ())
-    often = {"eval_steps": 7, "save_steps": case.save_steps}
+    often = {"eval_steps": 7, "max_watching_percent": 100, "save_steps": case.save_steps}
     disturbed = train(case, Bench.make(folder / "disturbed", model, **case.settings(), **often), told, case.plan)
     told.equal, told.seconds = calm == disturbed, time.monotonic() - began
     return told

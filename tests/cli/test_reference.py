@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.config import ALIASES, OWNED, Gate, Lora, Settings
+from daemon.core.arguments import ALIASES, OWNED
+from daemon.core.config import Gate, Lora, Settings
 from daemon.core.errors import Exit, WorkerExit
 from daemon.core.records import Sidecar
 

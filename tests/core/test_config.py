@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from daemon.core import config
-from daemon.core.config import ALIASES, OWNED, Settings, load, parse
+from daemon.core.arguments import ALIASES, OWNED, training_argument_names
+from daemon.core.config import Settings, load, parse
 from daemon.core.errors import BadConfig, Exit
 
 LEAST = {"model_name": "small", "base_model": "models/base/small"}
@@ -88,7 +89,7 @@ def test_what_the_daemon_owns_is_refused_with_the_reason_wherever_it_stands(name
 
 
 def test_what_is_owned_exists_in_the_installed_trainer() -> None:
-    assert set(OWNED) <= config.training_argument_names()
+    assert set(OWNED) <= training_argument_names()
 
 
 def test_training_arguments_are_taken_by_their_own_names_at_either_place() -> None:
@@ -243,7 +244,8 @@ def test_settings_do_not_change_and_survive_being_written_down() -> None:
 
 
 def test_the_names_of_training_arguments_are_known_without_loading_the_trainer() -> None:
-    code = "import sys; from daemon.core.config import *; print(len(training_argument_names()), 'torch' in sys.modules)"
+    imports = "import sys, daemon.core.config; from daemon.core.arguments import *"
+    code = f"{imports}; print(len(training_argument_names()), 'torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

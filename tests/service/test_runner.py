@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from daemon.core import locks
+from daemon.core.attempts import ExitInfo
+from daemon.core.heartbeat import Heartbeat
 from daemon.core.paths import Workspace
+from daemon.jobs.recovery import Ending
 from daemon.service.runner import Runner
 from tests.helpers_processes import process, said, tell, until
 
@@ -112,3 +115,33 @@ def test_a_worker_that_ended_before_it_could_be_followed_is_no_error(workspace: 
         assert with_runner(workspace, do_everything) is False
     finally:
         lock.release()
+
+
+def test_of_an_adopted_worker_the_record_of_its_death_is_waited_for(workspace: Workspace) -> None:
+    """Its fork server is of an earlier life of the daemon, and takes a moment to write."""
+    attempt = workspace.run("j").attempt(1)
+    attempt.root.mkdir(parents=True)
+    Heartbeat(attempt.heartbeat)
+    held = process(WORKER, workspace.worker_lock, json.dumps({"attempt": str(attempt.root)}))
+
+    def see(runner: Runner) -> None:
+        with held as worker:
+            said(worker)
+            assert runner.ending(attempt) is None
+            runner.kill()
+            worker.wait()
+            until(lambda: not runner.alive())
+            assert runner.ending(attempt) is None and runner.impatient
+            ExitInfo(pid=worker.pid, code=None, signal=9, at="").save(attempt.exit)
+            ended = runner.ending(attempt)
+            assert ended and ended[0] is Ending.KILLED
+
+    with_runner(workspace, see)
+
+
+def test_of_a_worker_that_died_before_the_daemon_began_nothing_is_waited_for(workspace: Workspace) -> None:
+    attempt = workspace.run("j").attempt(1)
+    attempt.root.mkdir(parents=True)
+    Heartbeat(attempt.heartbeat)
+    ended = with_runner(workspace, lambda runner: runner.ending(attempt))
+    assert ended[0] is Ending.VANISHED

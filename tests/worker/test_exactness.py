@@ -94,7 +94,9 @@ def test_dropout_is_active(method: str, tmp_path: Path) -> None:
 
 def test_evaluation_and_generation_do_not_move_training_whatever_they_draw(tmp_path: Path) -> None:
     quiet = run(make_training(tmp_path / "quiet"))
-    watched = make_attempt(make_place(tmp_path / "watched"), Going(holdout=True), eval_steps=1, eval_examples=2)
+    watched = make_attempt(
+        make_place(tmp_path / "watched"), Going(holdout=True), eval_steps=1, eval_examples=2, max_watching_percent=100
+    )
     draw_while(watched, trains=False)
     assert run(watched) == quiet
     evaluations = [x for x in files.read_lines(tmp_path / "watched/runs/job/log.jsonl") if x["kind"] == "eval"]
@@ -117,7 +119,10 @@ def test_positions_that_stretch_do_not_remember_other_updates(tmp_path: Path) ->
     straight = make_attempt(stretching(tmp_path / "straight"))
     whole = run(straight, save_at=AT)
     assert run(go_on(went_back(straight, tmp_path / "resumed"))) == whole
-    assert run(make_attempt(stretching(tmp_path / "watched"), Going(holdout=True), eval_steps=1)) == whole
+    assert (
+        run(make_attempt(stretching(tmp_path / "watched"), Going(holdout=True), eval_steps=1, max_watching_percent=100))
+        == whole
+    )
 
 
 def another_version(workspace: Workspace) -> None:
