@@ -151,8 +151,6 @@ def _ask(
 async def carry_out(context: Context, found: Found, verdict: Verdict) -> None:
     """Accept or reject as the verdict says."""
     folder = context.workspace.current_model / verdict.checkpoint
-    if verdict.passed:
-        checkpoints.accept(context.workspace, folder)
     context.tracker.event(
         "verdict", f"{found.job.file}: {'accepted' if verdict.passed else 'rejected'}: {verdict.reason}", job=found.id
     )
