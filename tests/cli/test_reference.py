@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.config import ALIASES, OWNED, Gate, Lora, Settings
+from daemon.core.config import ALIASES, OWNED, Settings
 from daemon.core.errors import Exit, WorkerExit
 from daemon.core.records import Sidecar
+from daemon.core.sections import Gate, Lora
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs/reference"
 

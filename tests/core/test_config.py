@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core import config
+from daemon.core import config, sections
 from daemon.core.config import ALIASES, OWNED, Settings, load, parse
 from daemon.core.errors import BadConfig, Exit
 
@@ -199,7 +199,7 @@ def file(tmp_path: Path) -> Path:
         ("TRAINING_MAX_LENGTH", "20", "max_length", 20),
         ("TRAINING_MODEL_NAME", "another", "model_name", "another"),
         ("TRAINING_DETERMINISTIC", "true", "deterministic", True),
-        ("TRAINING_GATE", '{"mode": "off"}', "gate", config.Gate(mode="off")),
+        ("TRAINING_GATE", '{"mode": "off"}', "gate", sections.Gate(mode="off")),
     ],
 )
 def test_an_environment_variable_wins_over_the_file(file: Path, variable: str, text: str, key: str, value: Any) -> None:
