@@ -53,10 +53,10 @@ def _carried_out(context: Context, wish: Wish, found: Found, question: Question,
 
 def _nothing_waits(context: Context, wish: Wish, found: Found) -> Answer:
     if found.state is not State.PROCESSING:
-        remedy = f"training_queue show {found.id} says what became of it"
+        remedy = f"training_queue show {found.job.file} says where it stands"
         return no(wish, f"{found.job.file} does not wait for approval: it is {found.state}", remedy)
     if context.judge.running:
         remedy = "where it does not decide in its time, approve and reject do"
         return no(wish, f"{found.job.file} does not wait for approval: the judge is being asked", remedy)
-    remedy = "training_controller status says when it waits for approval, as it does with gate mode human"
+    remedy = "training_controller status says when it does; that takes gate mode human or judge"
     return no(wish, f"{found.job.file} does not wait for approval: it is being trained", remedy)

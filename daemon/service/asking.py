@@ -28,6 +28,13 @@ def newest_question(workspace: Workspace, job: str) -> Question | None:
     return question_about(workspace, attempt) if attempt else None
 
 
+def waiting_in_words(workspace: Workspace, found: Found | None) -> str | None:
+    """That the job in processing waits for a person, and what he can type; None where it does not."""
+    question = newest_question(workspace, found.id) if found else None
+    waiting = found and question and question.answer is None
+    return f"{found.job.file} waits for approval: {REMEDY}" if found and waiting else None
+
+
 def waits(context: Context, found: Found, attempt: Attempt) -> bool:
     """Whether a person or a judge has still to answer; a judge is called off where nothing may run now."""
     question = question_about(context.workspace, attempt)

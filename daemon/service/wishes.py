@@ -100,10 +100,13 @@ async def pause(context: Context, wish: Wish) -> Answer | None:
 
 async def resume(context: Context, wish: Wish) -> Answer | None:
     ends = "; the daemon is about to end, as asked, and goes on at its next start" if context.desired.stop else ""
-    if not context.desired.paused:
-        return yes(wish, f"nothing was paused; the daemon takes the next file by itself{ends}")
-    context.wish(paused=False, reason=None)
     found = store.processing(context.workspace)
+    waits = asking.waiting_in_words(context.workspace, found)
+    if not context.desired.paused:
+        return yes(wish, f"nothing was paused; {waits or 'the daemon takes the next file by itself'}{ends}")
+    context.wish(paused=False, reason=None)
+    if waits:
+        return yes(wish, f"resumed; {waits}{ends}")
     if found is None:
         return yes(wish, f"resumed; the next file is taken when one waits{ends}")
     facts = await _facts(context)
@@ -127,10 +130,8 @@ async def skip(context: Context, wish: Wish) -> Answer | None:
         return _not_in_training(context, wish, found)
     if later(context, wish, "skip"):
         return None  # that one says what becomes of it; then this one is answered too
-    question = asking.newest_question(context.workspace, found.id)
-    if keep and question and question.answer is None:
-        where = f"{found.job.file} is trained no further; what it has learned waits for approval"
-        return yes(wish, f"{where}: {asking.REMEDY}", job=found.id)
+    if keep and (waits := asking.waiting_in_words(context.workspace, found)):
+        return yes(wish, f"no more of it is trained, and {waits}", job=found.id)
     obstacle = skipping.obstacle(context, found, _busy(context)) if keep else None
     if obstacle:
         if context.once and context.desired.skip == found.id:
