@@ -61,6 +61,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_name(key: str, nearest
     assert error.remedy == f"did you mean {nearest}?"
 
 
+@pytest.mark.parametrize("command", [[], [""]])
+def test_a_judge_without_a_command_is_refused_and_so_is_one_without_time(command: list[str]) -> None:
+    error = refusal(gate={"mode": "judge", "judge_command": command})
+    assert "names no program to ask" in error.message
+    assert "./judge.sh" in error.remedy
+    assert "gate.judge_timeout_seconds" in refusal(gate={"judge_timeout_seconds": 0}).message
+
+
 def test_an_unknown_key_like_no_other_is_refused_with_the_list() -> None:
     assert "docs/reference/config.md" in refusal(zzzz_zzzz=1).remedy
 
