@@ -105,7 +105,7 @@ def queue(workspace: Workspace, everything: bool = False, limit: int | None = No
     waiting = list(islice(store.iterate(workspace, *WAITING_STATES), limit))
     training = store.jobs(workspace, State.PROCESSING)
     busy = len(training)
-    rows = [_row(found) for found in training]
+    rows = [_row(found) | _asks(workspace, found.id) for found in training]
     started = {found.id for found in training}
     before, time = busy, now()
     for position, found in enumerate((f for f in waiting if f.id not in started), start=1):
@@ -117,6 +117,10 @@ def queue(workspace: Workspace, everything: bool = False, limit: int | None = No
     if everything:
         rows += [_row(found) for found in islice(store.iterate(workspace, *ENDED_STATES), limit)]
     return rows
+
+
+def _asks(workspace: Workspace, job_id: str) -> dict[str, Any]:
+    return {"waits_for": "approval"} if question(workspace, job_id) else {}
 
 
 def count(workspace: Workspace, everything: bool = False) -> int:
@@ -192,6 +196,7 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
             "last_line": tails.last_line(run.log),
             "attempts": _attempts(workspace, found.id),
             "verdict": _read(run.verdict),
+            "question": question(workspace, found.id) if found.state is State.PROCESSING else None,
         },
     }
 
@@ -214,6 +219,14 @@ def find(workspace: Workspace, text: str) -> str:
     except NotFound:
         # A job that moved while the folders were read one by one is found at the second look.
         return store.find(workspace, text).id
+
+
+def question(workspace: Workspace, job_id: str) -> dict[str, Any] | None:
+    """What the gate asks a person about this job, as long as it is not answered."""
+    run = workspace.run(job_id)
+    asked, newest = _read(run.question), run.newest_attempt()
+    open_ = asked is not None and asked["answer"] is None and newest is not None
+    return asked if asked and open_ and newest and asked["automatic"]["attempt"] == newest.number else None
 
 
 def in_training(workspace: Workspace) -> str | None:

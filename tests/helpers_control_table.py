@@ -21,6 +21,8 @@ WISHES: dict[str, tuple[str, dict[str, object]]] = {
     "training_controller stop --now": ("stop", {"now": True}),
     "training_controller skip --drop": ("skip", {"keep": False}),
     "training_controller skip --keep": ("skip", {"keep": True}),
+    "training_controller approve": ("approve", {}),
+    "training_controller reject": ("reject", {}),
     "training_queue retry": ("retry", {}),
     "training_queue set-priority … high": ("set_priority", {"priority": "high"}),
     "training_queue remove": ("remove", {}),
@@ -48,6 +50,17 @@ def evaluating(stage: Stage) -> str:
     for _ in range(UPDATES - 2):
         stage.advance()
     assert stage.worker and stage.worker.step == UPDATES
+    return job
+
+
+def waiting_for_approval(stage: Stage) -> str:
+    """With gate mode human, a file that is trained to its end."""
+    stage.gate("human")
+    job = training(stage)
+    while stage.worker:
+        stage.advance()
+    stage.look()
+    assert stage.question(job)
     return job
 
 
@@ -110,6 +123,7 @@ STATES: dict[str, Callable[[Stage], str]] = {
     "starting": starting,
     "training": training,
     "saving, evaluating": evaluating,
+    "waiting for approval": waiting_for_approval,
     "paused": paused,
     "stopping after the file": stopping,
     "no daemon runs, the file is half trained": killed,

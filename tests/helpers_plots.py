@@ -22,7 +22,7 @@ from daemon.core.attempts import Assignment, Control, Evaluation, ExitInfo, Outc
 from daemon.core.config import Settings
 from daemon.core.errors import DaemonError, NotRunning
 from daemon.core.paths import Attempt, Workspace
-from daemon.core.records import ENDED_STATES, Answer, Desired, IntakeReport, Job, State, Verdict, Wish, now
+from daemon.core.records import ENDED_STATES, Answer, Desired, IntakeReport, Job, Question, State, Verdict, Wish, now
 from daemon.data import intake, tokens
 from daemon.jobs import inbox, ledger, store
 from daemon.models import base, checkpoints, create, trash
@@ -667,6 +667,62 @@ def outcome_is_taken_back(workspace: Workspace) -> None:
     assert not workspace.run(the_job(workspace).id).attempt(1).outcome.exists()
 
 
+def done_for_a_person(workspace: Workspace) -> None:
+    """As `done`, with a worse loss, and a person is to weigh it."""
+    done(workspace, 9.0)
+    found = the_job(workspace)
+    trash.delete(workspace, workspace.checkpoint(10))
+    lineage = [{"job": found.id, "file": "x", "sha256": "b" * 64, "rows": 2, "epochs": 1, "steps": 1}]
+    put_checkpoint(workspace, 10, job=found.id, lineage=lineage)
+    path = workspace.run(found.id).config
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": {"mode": "human"}}))
+
+
+def asked_of_a_person(verb: str) -> Callable[[Workspace], None]:
+    def before(workspace: Workspace) -> None:
+        done_for_a_person(workspace)
+        run(settle)(workspace)
+        ask(workspace, verb, the_job(workspace).id)
+
+    return before
+
+
+async def obey_and_settle(context: Context) -> None:
+    for _ in range(3):
+        await obeying.obey(context)
+        await settling.settle(context)
+
+
+def decided_only_by_a_person(workspace: Workspace) -> None:
+    """`latest` moves, and the job with it, as the answer says that lies there; nobody is told so before."""
+    accepted_only_by_a_verdict(workspace)
+    found = the_job(workspace)
+    question = Question.load(workspace.run(found.id).question)
+    new = checkpoints.latest(workspace) == workspace.checkpoint(10)
+    assert not new or (question and question.answer)
+    assert found.state is not State.REJECTED or (question and question.answer is False)
+    assert not any(answer.done for answer in answers(workspace).values()) or found.state is not State.PROCESSING
+
+
+def is_asked(workspace: Workspace) -> None:
+    decided_only_by_a_person(workspace)
+    nothing_is_accepted(workspace)
+    question = Question.load(workspace.run(the_job(workspace).id).question)
+    assert question and question.answer is None and not question.automatic.passed
+
+
+def is_approved(workspace: Workspace) -> None:
+    decided_only_by_a_person(workspace)
+    is_completed(workspace)
+    assert [answer.done for answer in answers(workspace).values()] == [True]
+
+
+def is_rejected_by_hand(workspace: Workspace) -> None:
+    decided_only_by_a_person(workspace)
+    is_rejected(workspace)
+    assert [answer.done for answer in answers(workspace).values()] == [True]
+
+
 def skipped_and_kept(workspace: Workspace, loss: float = 1.0) -> None:
     """A worker has saved and evaluated what it had learned when it was told to keep it."""
     done(workspace, loss)
@@ -1066,6 +1122,17 @@ PLOTS |= {
     "reject": Plot(lambda w: done(w, 9.0), run(settle), run(settle), accepted_only_by_a_verdict, is_rejected),
     "refuse a damaged checkpoint": Plot(
         done_but_damaged, run(settle), run(settle), nothing_is_accepted, outcome_is_taken_back
+    ),
+    "ask a person": Plot(done_for_a_person, run(settle), run(settle), decided_only_by_a_person, is_asked),
+    "approve": Plot(
+        asked_of_a_person("approve"), run(obey_and_settle), run(obey_and_settle), decided_only_by_a_person, is_approved
+    ),
+    "reject by hand": Plot(
+        asked_of_a_person("reject"),
+        run(obey_and_settle),
+        run(obey_and_settle),
+        decided_only_by_a_person,
+        is_rejected_by_hand,
     ),
     "keep": Plot(skipped_and_kept, run(settle_thrice), run(settle_thrice), kept_only_by_a_verdict, is_kept),
     "keep in vain": Plot(

@@ -1,4 +1,4 @@
-"""training_controller: pause, resume, stop, skip, and the status, of the daemon of one workspace."""
+"""training_controller: pause, resume, stop, skip, approve, reject, and the status, of the daemon of one workspace."""
 
 from typing import Annotated, NoReturn
 
@@ -91,6 +91,51 @@ def skip(
     if job is None:
         raise Refused("Nothing is being trained.", "training_queue remove ID takes out a file that waits")
     ask(shown, "skip", job, {"keep": keep}, no_wait=no_wait, timeout=timeout)
+
+
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept with the verdict.")]
+
+
+@app.command(epilog=show_examples("training_controller approve", "training_controller approve --reason 'reads well'"))
+def approve(
+    context: typer.Context,
+    reason: Reason = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = wishes.WAIT_SECONDS,
+    base_dir: BaseDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accept the model that waits for approval.
+
+    current_model/latest moves to it, and the next file is trained upon it.
+    """
+    _decide(face(context, base_dir, as_json), "approve", reason, no_wait, timeout)
+
+
+@app.command(epilog=show_examples("training_controller reject --reason 'forgets names'"))
+def reject(
+    context: typer.Context,
+    reason: Reason = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = wishes.WAIT_SECONDS,
+    base_dir: BaseDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reject the model that waits for approval.
+
+    Its file goes to queue/rejected. The model stays as it was before it.
+    """
+    _decide(face(context, base_dir, as_json), "reject", reason, no_wait, timeout)
+
+
+def _decide(shown: Face, verb: str, reason: str | None, no_wait: bool, timeout: float) -> None:
+    """Answer the very question that is asked now: a later one, of the same file too, is not meant."""
+    job = views.in_training(shown.workspace)
+    if job is None:
+        raise Refused("Nothing waits for approval.", "training_queue list --all shows what became of each file")
+    question = views.question(shown.workspace, job)
+    attempt = question["automatic"]["attempt"] if question else None
+    ask(shown, verb, job, {"reason": reason, "attempt": attempt}, no_wait=no_wait, timeout=timeout)
 
 
 def _show_status(shown: Face) -> None:

@@ -115,7 +115,8 @@ def _checkpoint(last: dict[str, Any]) -> Text:
 def _error(error: dict[str, Any] | None) -> list[Text]:
     if not error:
         return []
-    lines = [_line("error", str(error["message"]), "red")]
+    waits = error["class"] == "approval"  # nothing went wrong
+    lines = [_line("waits", str(error["message"]), "yellow") if waits else _line("error", str(error["message"]), "red")]
     return lines + ([_line("remedy", str(error["remedy"]))] if error.get("remedy") else [])
 
 
@@ -166,6 +167,10 @@ def job(facts: dict[str, Any]) -> RenderableType:
     lines += [_attempt(attempt) for attempt in facts["run"]["attempts"]]
     if last := facts["run"]["last_line"]:
         lines.append(_line("log", log_line(last)))
+    if question := facts["run"].get("question"):
+        automatic = question["automatic"]
+        alone = "pass" if automatic["passed"] else "reject"
+        lines.append(_line("gate", f"waits for approval; the figures alone would {alone} it: {automatic['reason']}"))
     if verdict := facts["run"]["verdict"]:
         lines.append(_line("gate", f"{'passed' if verdict['passed'] else 'rejected'}: {verdict['reason']}"))
     if facts["reason"]:

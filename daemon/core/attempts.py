@@ -159,6 +159,28 @@ class ExitInfo(Record):
     at: str
 
 
+class Case(Record):
+    """What a judge reads from its standard input: what it is to judge, and all that is known of it."""
+
+    job: str
+    file: str
+    label: str | None
+    workspace: str  # absolute paths here and below
+    run: str  # the folder with log.jsonl, config.yaml and attempts/
+    checkpoint: str  # the model to be judged: for LoRA, the adapter
+    parent: str | None  # the accepted one; None = the base model
+    base_model: str
+    method: str
+    kept: bool  # not at its end: the file was skipped with --keep
+    holdout_rows: int
+    loss_before: float | None  # of the accepted model, on the whole holdout
+    loss_after: float | None  # of the model to be judged
+    loss_best: float | None  # the lowest of all accepted so far
+    automatic_passed: bool  # what the figures alone would have decided
+    automatic_reason: str
+    manifest: dict[str, Any]  # of the checkpoint, without its files
+
+
 class Evaluation(Record):
     """`evaluation.json`: what the worker measured on the holdout."""
 

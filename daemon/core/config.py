@@ -12,10 +12,10 @@ from daemon.core import files
 from daemon.core.arguments import ALIASES, OWNED, training_argument_names
 from daemon.core.errors import BadConfig
 from daemon.core.paths import ENV_BASE_DIR
+from daemon.core.sections import Gate, Lora, Positive, Strict, check_gate
 
 ENV_PREFIX = "TRAINING_"
 Auto = Literal["auto"]
-Positive = Annotated[int, Field(gt=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 # The columns of the formats that rows may have, as column_map may name them.
@@ -25,29 +25,10 @@ COLUMNS = (
 )
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Lora(Strict):
-    """Low-rank adapters, as in peft's LoraConfig."""
-
-    r: Positive = 16
-    alpha: Positive = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: str | list[str] = "all-linear"
-
-
-class Gate(Strict):
-    """What a trained model must show before `latest` moves to it."""
-
-    mode: Literal["auto", "off"] = "auto"
-    max_regression: float = 0.05  # of the holdout loss, against the accepted model
-    max_regression_over_best: float = 0.10  # against the best model accepted so far
-
-
-class Settings(Strict):
+class Settings(BaseModel):
     """config.json. Every field is described in docs/reference/config.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_name: str
     base_model: str  # a folder, relative to the workspace
@@ -156,6 +137,7 @@ def parse(given: dict[str, Any], source: str) -> tuple[Settings, list[str]]:
     except ValidationError as error:
         raise _in_words(error, source) from None
     _check_together(settings, source)
+    check_gate(settings.gate, source)
     check_column_map(settings.column_map, source)
     if settings.training_method == "full" and settings.rate > 1e-4:
         notices.append(f"{source}: learning_rate {settings.rate:g} is high for full fine-tuning (usual: 1e-5 to 5e-5)")

@@ -40,6 +40,16 @@ class Run:
         return self.root / "verdict.json"
 
     @property
+    def question(self) -> Path:
+        """What the gate has asked a person."""
+        return self.root / "question.json"
+
+    @property
+    def judge_log(self) -> Path:
+        """What judges have said."""
+        return self.root / "judge.log"
+
+    @property
     def consumed(self) -> Path:
         """Which rows the job has trained, as its accepted checkpoint has it; kept when that is superseded."""
         return self.root / "consumed.bin"

@@ -156,6 +156,17 @@ class Verdict(Record):
     at: str
 
 
+class Question(Record):
+    """`question.json`: what the gate asks a person about a checkpoint; until then the job stays in processing."""
+
+    automatic: Verdict  # what the figures alone would have decided
+    undecided: str | None = None  # why the judge that was asked before did not decide
+    answer: bool | None = None  # approved, rejected; None = not answered yet
+    words: str | None = None  # why, as the person said
+    wish: str | None = None  # the wish that gave the answer
+    at: str
+
+
 class LedgerLine(Record):
     """One line of `runs/ledger.jsonl`: a job that ended."""
 

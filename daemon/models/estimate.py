@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import psutil
 
-from daemon.core.config import Lora, Settings
+from daemon.core.config import Settings
+from daemon.core.sections import Lora
 from daemon.models import weights
 
 FULL_BYTES = 16  # a parameter: weight, gradient and two moments of Adam, each float32

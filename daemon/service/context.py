@@ -10,6 +10,7 @@ from daemon.core.errors import BadConfig
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import Desired, now
 from daemon.jobs.recovery import Action, Decision, Ending
+from daemon.service.judge import Judge
 from daemon.service.runner import Runner
 from daemon.service.tracker import Tracker
 
@@ -20,6 +21,7 @@ class Trouble:
 
     error: dict[str, Any]  # as the status shows it
     blocks: bool  # the queue waits until it is over
+    event: str  # under which it is said
 
 
 class Context:
@@ -35,6 +37,7 @@ class Context:
     ) -> None:
         self._wake = wake
         self.workspace, self.settings, self.runner, self.tracker = workspace, settings, runner, tracker
+        self.judge = Judge(wake)
         self.desired = _load_desired(workspace)
         self.troubles: dict[str, Trouble] = {}
         self.ending = False  # the daemon itself is to end
@@ -61,19 +64,20 @@ class Context:
         job: str | None = None,
         *,
         blocks: bool = True,
+        event: str = "error",
     ) -> None:
         """Show a trouble until it is cleared under the same name; where it blocks, the queue waits as long."""
         before = self.troubles.get(name)
         if before is None or before.error["message"] != message:
-            self.tracker.event("error", message, job=job, remedy=remedy, reason=kind)
+            self.tracker.event(event, message, job=job, remedy=remedy, reason=kind)
             error = {"class": kind, "message": message, "remedy": remedy, "at": now(), "job": job}
-            self.troubles[name] = Trouble(error, blocks)
+            self.troubles[name] = Trouble(error, blocks, event)
 
     def clear(self, name: str) -> None:
         """The trouble of this name is over."""
         trouble = self.troubles.pop(name, None)
         if trouble:
-            self.tracker.event("error_over", f"over: {trouble.error['message']}", job=trouble.error["job"])
+            self.tracker.event(f"{trouble.event}_over", f"over: {trouble.error['message']}", job=trouble.error["job"])
 
     @property
     def blocking(self) -> dict[str, Any] | None:

@@ -230,6 +230,7 @@ class Daemon:
         if again:  # one that came unheard before the next life listens would end the process; so it waits for that
             block_signals()
         await self._taking.close()
+        await self._context.judge.close()
         self._context.runner.server.close()
         self._again = again
         if again:

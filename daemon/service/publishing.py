@@ -110,6 +110,8 @@ class Publishing:
             return "paused", context.blocking["class"]
         if found is None:
             return "idle", None
+        if context.judge.running:
+            return "evaluating", "judge"
         newest = context.workspace.run(found.id).newest_attempt()
         return ("recovering" if newest and newest.number > 1 else "starting"), None
 

@@ -8,7 +8,7 @@ from daemon.core.records import WAITING_STATES, Answer, Job, State, Wish
 from daemon.jobs import store
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning
+from daemon.service import asking, assigning
 from daemon.service.answering import meant, no, yes
 from daemon.service.context import Context
 
@@ -33,7 +33,8 @@ async def remove(context: Context, wish: Wish) -> Answer | None:
         return _removed(context, wish, gone[-1].parent, gone[-1])  # a crash came before the answer
     found = meant(context, wish)
     if found.state is State.PROCESSING:
-        return no(wish, f"{found.job.file} is being trained", "training_controller skip ends it first")
+        waits = asking.waiting_in_words(context.workspace, found)
+        return no(wish, waits or f"{found.job.file} is being trained", "training_controller skip ends it first")
     if found.state is State.COMPLETED or checkpoints.part_in_model(context.workspace, found.id).steps:
         return no(
             wish,
@@ -64,7 +65,11 @@ def _put_back(context: Context, found: Found, again: bool) -> None:
         remedy = f"to train it once more on purpose: training_queue add {found.job.file} --again"
         raise Refused(f"{found.id} is completed: the model contains it.", remedy)
     if found.state is State.PROCESSING:
-        raise Refused(f"{found.job.file} is being trained.", "it goes on by itself; training_controller skip ends it")
+        waits = asking.waiting_in_words(context.workspace, found)
+        remedy = (
+            "training_controller skip ends it" if waits else "it goes on by itself; training_controller skip ends it"
+        )
+        raise Refused(waits or f"{found.job.file} is being trained.", remedy)
     if found.state in WAITING_STATES:
         return  # it waits already
     if again:

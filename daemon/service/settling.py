@@ -7,12 +7,12 @@ from pathlib import Path
 from daemon.core import files, room
 from daemon.core.attempts import Evaluation, Manifest, Outcome
 from daemon.core.paths import Attempt
-from daemon.core.records import IntakeReport, LedgerLine, State, Verdict, now
+from daemon.core.records import IntakeReport, LedgerLine, Question, State, Verdict, now
 from daemon.jobs import gate, ledger, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
-from daemon.service import assigning, progress, skipping
+from daemon.service import asking, assigning, progress, skipping
 from daemon.service.context import Context
 from daemon.service.results import write_results
 
@@ -39,13 +39,22 @@ async def settle(context: Context) -> None:
     if accepted is not None and _is_unrecorded(context, accepted, verdict):
         keep(context, found, accepted)  # `latest` has moved, and a crash came before the job did
         return
-    judged = verdict is not None and verdict.kept and context.desired.keep
-    if context.desired.skip == found.id and not judged:
-        verdict = await _judge_skipped(context, found, attempt, *ended)
-    elif verdict is None:
-        verdict = await _judge(context, found, attempt, *ended)
+    verdict = await _decided(context, found, attempt, verdict, *ended)
     if verdict is not None:
         await carry_out(context, found, verdict)
+
+
+async def _decided(
+    context: Context, found: Found, attempt: Attempt, verdict: Verdict | None, ending: Ending, reason: str
+) -> Verdict | None:
+    """The verdict on an ended attempt, where there is one by now; `verdict`: the one that was written down."""
+    dropped = context.desired.skip == found.id and not context.desired.keep
+    if verdict is None and not dropped and asking.waits(context, found, attempt):
+        return None
+    judged = verdict is not None and verdict.kept and context.desired.keep
+    if context.desired.skip == found.id and not judged:
+        return await _judge_skipped(context, found, attempt, ending, reason)
+    return verdict or await _judge(context, found, attempt, ending, reason)
 
 
 def _accepted(context: Context, found: Found) -> Manifest | None:
@@ -81,11 +90,11 @@ async def _judge_skipped(
     evaluation = skipping.evaluation_of(attempt, learned)
     if ending is Ending.DONE or evaluation is None:
         return await _judge(context, found, attempt, ending, reason)  # the next attempt evaluates what is there
-    if await _is_damaged(context, found, learned):
+    if asking.must_wait(context, found, attempt) or await _is_damaged(context, found, learned):
         return None
     manifest = checkpoints.read(learned)
     assert manifest, "verified"
-    return _ask(context, found, attempt, manifest, evaluation, kept=not manifest.final)
+    return await _ask(context, found, attempt, manifest, evaluation, kept=not manifest.final)
 
 
 async def _is_damaged(context: Context, found: Found, folder: Path) -> bool:
@@ -123,6 +132,8 @@ def _hold(context: Context, found: Found, attempt: Attempt, ending: Ending, reas
 
 
 async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict | None:
+    if asking.must_wait(context, found, attempt):
+        return None
     outcome = Outcome.load(attempt.outcome)
     evaluation = Evaluation.load(attempt.evaluation)
     assert outcome and outcome.checkpoint and evaluation, "a worker that is done wrote all three"
@@ -133,17 +144,23 @@ async def _ask_gate(context: Context, found: Found, attempt: Attempt) -> Verdict
         context.tracker.event("checkpoint_damaged", f"{folder.name} cannot be accepted: {wrong}", job=found.id)
         files.remove(attempt.outcome)  # what it says is no longer so: the attempt counts as lost, and is made again
         return None
-    return _ask(context, found, attempt, manifest, evaluation)
+    return await _ask(context, found, attempt, manifest, evaluation)
 
 
-def _ask(
+async def _ask(
     context: Context, found: Found, attempt: Attempt, manifest: Manifest, evaluation: Evaluation, *, kept: bool = False
-) -> Verdict:
+) -> Verdict | None:
     settings = assigning.job_settings(context.workspace, found, context.settings)
     best = ledger.best_loss(context.workspace, evaluation.holdout_key)
     name = context.workspace.checkpoint(manifest.step).name
-    verdict = gate.judge(settings.gate, manifest, name, evaluation, best, kept=kept)
-    verdict = verdict.model_copy(update={"attempt": attempt.number})
+    manifest = manifest.model_copy(update={"attempt": attempt.number})
+    said = gate.judge(settings.gate, manifest, name, evaluation, best, kept=kept)
+    if isinstance(said, Question):
+        verdict = await asking.ask(context, found, attempt, said, evaluation, manifest)
+    else:
+        verdict = said
+    if verdict is None:
+        return None
     verdict.save(context.workspace.run(found.id).verdict)
     return verdict
 
@@ -151,8 +168,6 @@ def _ask(
 async def carry_out(context: Context, found: Found, verdict: Verdict) -> None:
     """Accept or reject as the verdict says."""
     folder = context.workspace.current_model / verdict.checkpoint
-    if verdict.passed:
-        checkpoints.accept(context.workspace, folder)
     context.tracker.event(
         "verdict", f"{found.job.file}: {'accepted' if verdict.passed else 'rejected'}: {verdict.reason}", job=found.id
     )
@@ -244,6 +259,9 @@ def end(
     )
     ledger.record(context.workspace, line)
     context.clear("attempt")
+    if found.state is State.PROCESSING:
+        context.clear("approval")
+        context.judge.call_off()
     if state is State.COMPLETED:
         _keep_digests(found)
     for folder in (found.folder, context.workspace.run(found.id).root):

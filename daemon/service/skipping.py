@@ -6,6 +6,7 @@ from daemon.core.attempts import Assignment, Evaluation
 from daemon.core.paths import Attempt
 from daemon.jobs.store import Found
 from daemon.models import checkpoints
+from daemon.service import assigning
 from daemon.service.context import Context
 
 
@@ -24,19 +25,27 @@ def lacks_evaluation(context: Context, found: Found, attempt: Attempt) -> bool:
 
 
 def obstacle(context: Context, found: Found, busy: bool) -> tuple[str, str] | None:
-    """Why what a job has learned cannot be judged now, and what to do about it: no worker may measure it."""
+    """Why what a job has learned cannot be kept now, and what to do about it: nobody may measure or judge it."""
     if context.desired.skip == found.id and context.desired.keep and not context.once:
         return None  # it was taken on when it could be done; it waits until it can be done again
     worker_comes = not (context.blocked or context.once) or (busy and context.once)
-    attempt = context.workspace.run(found.id).newest_attempt()
-    assignment = Assignment.load(attempt.assignment) if attempt else None
-    if worker_comes or attempt is None or assignment is None or assignment.holdout_key is None:
-        return None
-    learned = checkpoints.learned(context.workspace, found.id)
-    if not busy and (learned is None or evaluation_of(attempt, learned) is not None):
+    if worker_comes or (lacks := _lacks(context, found, busy)) is None:
         return None
     if context.once:
-        return "no daemon runs that could measure what was learned", "start the daemon first; or: skip --drop"
+        return f"no daemon runs, and what was learned has to be {lacks}", "start the daemon first; or: skip --drop"
     if context.desired.paused:
-        return "the training is paused, and what was learned has to be measured", "resume first; or: skip --drop"
-    return "the daemon is stopping, and what was learned has to be measured", "start it again first; or: skip --drop"
+        return f"the training is paused, and what was learned has to be {lacks}", "resume first; or: skip --drop"
+    return f"the daemon is stopping, and what was learned has to be {lacks}", "start it again first; or: skip --drop"
+
+
+def _lacks(context: Context, found: Found, busy: bool) -> str | None:
+    """What has still to be done with what a job has learned before it can be kept; it takes a process of its own."""
+    attempt = context.workspace.run(found.id).newest_attempt()
+    assignment = Assignment.load(attempt.assignment) if attempt else None
+    learned = checkpoints.learned(context.workspace, found.id)
+    if attempt is None or assignment is None or (learned is None and not busy):
+        return None
+    if assignment.holdout_key and (busy or learned is None or evaluation_of(attempt, learned) is None):
+        return "measured"
+    mode = assigning.job_settings(context.workspace, found, context.settings).gate.mode
+    return "judged" if mode == "judge" else None

@@ -34,7 +34,8 @@ class Starting:
         if stopping or context.blocked or context.runner.alive() or "disk" in context.troubles:
             return
         found = store.processing(context.workspace)
-        wanted = found is not None or self._taking.busy or self._taking.unsettled
+        trains = found is not None and "approval" not in context.troubles  # a person may take days
+        wanted = trains or self._taking.busy or self._taking.unsettled
         served = wanted and await self._served()
         if found is None:
             await self._claim()

@@ -1,4 +1,4 @@
-"""Wishes -> deeds: pause, resume, stop, skip, and those for the queue; each answered when it is true, never twice."""
+"""Wishes -> deeds: pause, resume, stop, skip, those for queue and gate; each answered when true, never twice."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from daemon.core.records import Answer, State, Wish
 from daemon.jobs import store
 from daemon.jobs.store import Found
 from daemon.models import checkpoints
-from daemon.service import queue_deeds, skipping
+from daemon.service import approving, asking, queue_deeds, skipping
 from daemon.service.answering import answer_of, later, meant, no, paths, read, unreadable, yes
 from daemon.service.context import Context
 
@@ -82,7 +82,7 @@ def _begun(context: Context, wish: Wish) -> bool:
     """Whether a wish is being obeyed, perhaps since before a restart; then it cannot expire any more."""
     desired = context.desired
     wished = {"pause": desired.paused, "stop": desired.stop is not None, "skip": desired.skip == wish.job}
-    return wish.id in context.begun or wished.get(wish.verb, False)
+    return wish.id in context.begun or wished.get(wish.verb, False) or approving.gave(context, wish)
 
 
 # ---- deeds: each returns None while it is not true yet, and may be called again ----
@@ -100,10 +100,13 @@ async def pause(context: Context, wish: Wish) -> Answer | None:
 
 async def resume(context: Context, wish: Wish) -> Answer | None:
     ends = "; the daemon is about to end, as asked, and goes on at its next start" if context.desired.stop else ""
-    if not context.desired.paused:
-        return yes(wish, f"nothing was paused; the daemon takes the next file by itself{ends}")
-    context.wish(paused=False, reason=None)
     found = store.processing(context.workspace)
+    waits = asking.waiting_in_words(context.workspace, found)
+    if not context.desired.paused:
+        return yes(wish, f"nothing was paused; {waits or 'the daemon takes the next file by itself'}{ends}")
+    context.wish(paused=False, reason=None)
+    if waits:
+        return yes(wish, f"resumed; {waits}{ends}")
     if found is None:
         return yes(wish, f"resumed; the next file is taken when one waits{ends}")
     facts = await _facts(context)
@@ -127,6 +130,8 @@ async def skip(context: Context, wish: Wish) -> Answer | None:
         return _not_in_training(context, wish, found)
     if later(context, wish, "skip"):
         return None  # that one says what becomes of it; then this one is answered too
+    if keep and (waits := asking.waiting_in_words(context.workspace, found)):
+        return yes(wish, f"no more of it is trained, and {waits}", job=found.id)
     obstacle = skipping.obstacle(context, found, _busy(context)) if keep else None
     if obstacle:
         if context.once and context.desired.skip == found.id:
@@ -162,6 +167,8 @@ DEEDS: dict[str, Deed] = {
     "resume": resume,
     "stop": stop,
     "skip": skip,
+    "approve": approving.approve,
+    "reject": approving.reject,
     "set_priority": queue_deeds.set_priority,
     "remove": queue_deeds.remove,
     "retry": queue_deeds.retry,
@@ -181,8 +188,8 @@ def ready_to_end(context: Context) -> bool:
 
 
 def _busy(context: Context) -> bool:
-    """Whether a worker lives, or an attempt has been handed over and may still come to life."""
-    if context.runner.alive():
+    """Whether a worker or a judge lives, or an attempt has been handed over and may still come to life."""
+    if context.runner.alive() or context.judge.running:
         return True
     found = store.processing(context.workspace)
     attempt = context.workspace.run(found.id).newest_attempt() if found else None

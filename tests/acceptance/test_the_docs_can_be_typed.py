@@ -105,6 +105,33 @@ def test_how_to_bring_a_model(typist: Typist, model: Path) -> None:
         typist.type(command)
 
 
+def test_how_to_decide_which_model_is_accepted(make_bench: object) -> None:
+    bench: Bench = make_bench()  # type: ignore[operator]
+    page = (ROOT / "docs/how-to/gate.md").read_text()
+    human, judge = (json.loads(line) for line in re.findall(r"^    (\{.*\})$", page, re.M))
+    (program,) = blocks("docs/how-to/gate.md", "python")
+    (bench.root / "judge.py").write_text(program)
+    (bench.root / "judge.sh").write_text(f"#!/bin/sh\nexec {sys.executable} judge.py\n")
+    (bench.root / "judge.sh").chmod(0o755)
+    bench.hold_out(rows(8, start=5000))
+    bench.configure(**human)
+    bench.start()
+    typist = Typist(bench.root)
+    for number, verb in enumerate(("approve", "reject", "skip")):
+        name = f"{verb}.jsonl"
+        bench.drop(name, rows(8, start=100 * number))
+        bench.wait(lambda: bench.status()["reason"] == "approval", 300, f"{verb} waits")
+        for command in table_commands("docs/how-to/gate.md"):
+            if not command.startswith("training_controller") or command.split()[1] in ("status", verb):
+                typist.type(command.replace("FILE", name))
+        bench.wait(lambda: not bench.jobs("processing"), 300, f"{verb} is obeyed")
+    assert [len(bench.jobs(state)) for state in ("completed", "rejected", "skipped")] == [1, 1, 1]
+    bench.configure(**judge)
+    bench.drop("judged.jsonl", rows(8, start=900))
+    bench.wait_for("completed", 2, seconds=300)
+    assert "checked" in (bench.root / f"runs/{bench.jobs('completed')[1]}/judge.log").read_text()
+
+
 def test_how_to_upgrade(make_bench: object, tmp_path: Path) -> None:
     bench: Bench = make_bench()  # type: ignore[operator]
     here = Environment(tmp_path / "venv", build(tmp_path, "1.0"))
@@ -180,7 +207,7 @@ def test_how_to_fill_the_queue_and_control_the_training(make_demo: object, tmp_p
             command = command.replace("FILE", "capitals.jsonl")
             typist.type(command.replace("ID", meant.get("".join(verb), "capitals.jsonl")))
     for command in table_commands("docs/how-to/control.md"):
-        if not command.startswith("training_controller stop"):
+        if command.split()[1] not in ("stop", "approve", "reject"):
             typist.type(command)
         if command == "training_controller resume":
             bench.wait_for("processing")

@@ -1,12 +1,15 @@
 """Commands that change something return when it is true, or say what is wrong and what to do."""
 
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from daemon.core import files, locks
 from daemon.core.errors import Exit
 from daemon.core.records import State
+
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def test_a_command_prints_what_the_daemon_says(call, answering):
@@ -41,6 +44,26 @@ def test_skip_names_the_job_that_runs_now(call, answering, job_at):
     with answering() as heard:
         call("training_controller", "skip")
     assert [wish.job for wish in heard] == [job.id]
+
+
+@pytest.mark.parametrize("verb", ["approve", "reject"])
+def test_approve_and_reject_name_the_very_question_that_is_asked_now(call, answering, job_at, workspace, verb):
+    job = job_at("a.jsonl", State.PROCESSING)
+    run = workspace.run(job.id)
+    files.make_folder(run.attempt(2).root)
+    question = files.read_json(GOLDEN / "Question.json")
+    question |= {"answer": None, "automatic": question["automatic"] | {"attempt": 2}}
+    files.write_json(run.question, question)
+    with answering() as heard:
+        call("training_controller", verb, "--reason", "reads well")
+    assert [(wish.verb, wish.job) for wish in heard] == [(verb, job.id)]
+    assert heard[0].options == {"reason": "reads well", "attempt": 2}
+
+
+@pytest.mark.parametrize("verb", ["approve", "reject"])
+def test_where_nothing_is_trained_nothing_waits_for_approval(call, verb):
+    said = call("training_controller", verb)
+    assert said.code == Exit.REFUSED and "Nothing waits for approval" in said.err
 
 
 def test_a_wish_that_is_not_true_in_time_ends_with_timed_out_and_expires(call, workspace):

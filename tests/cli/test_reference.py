@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from daemon.core.arguments import ALIASES, OWNED
-from daemon.core.config import Gate, Lora, Settings
+from daemon.core.config import Settings
 from daemon.core.errors import Exit, WorkerExit
 from daemon.core.records import Sidecar
+from daemon.core.sections import Gate, Lora
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs/reference"
 

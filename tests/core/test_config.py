@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core import config
+from daemon.core import config, sections
 from daemon.core.arguments import ALIASES, OWNED, training_argument_names
 from daemon.core.config import Settings, load, parse
 from daemon.core.errors import BadConfig, Exit
@@ -60,6 +60,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_name(key: str, nearest
     assert error.exit == Exit.BAD_CONFIG
     assert error.message == f"config.json: unknown key {key}."
     assert error.remedy == f"did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("command", [[], [""]])
+def test_a_judge_without_a_command_is_refused_and_so_is_one_without_time(command: list[str]) -> None:
+    error = refusal(gate={"mode": "judge", "judge_command": command})
+    assert "names no program to ask" in error.message
+    assert "./judge.sh" in error.remedy
+    assert "gate.judge_timeout_seconds" in refusal(gate={"judge_timeout_seconds": 0}).message
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_the_list() -> None:
@@ -200,7 +208,7 @@ def file(tmp_path: Path) -> Path:
         ("TRAINING_MAX_LENGTH", "20", "max_length", 20),
         ("TRAINING_MODEL_NAME", "another", "model_name", "another"),
         ("TRAINING_DETERMINISTIC", "true", "deterministic", True),
-        ("TRAINING_GATE", '{"mode": "off"}', "gate", config.Gate(mode="off")),
+        ("TRAINING_GATE", '{"mode": "off"}', "gate", sections.Gate(mode="off")),
     ],
 )
 def test_an_environment_variable_wins_over_the_file(file: Path, variable: str, text: str, key: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.core.records import ENDED_STATES, Desired, State
+from daemon.core.records import ENDED_STATES, Desired, State, Verdict
 from daemon.jobs import ledger
 from tests.helpers_control import UPDATES, Stage
 from tests.helpers_disk import without_waiting
@@ -32,6 +32,7 @@ class Control(RuleBasedStateMachine):
         self.jobs: list[str] = []
         self.removed: set[str] = set()
         self.skipped: set[str] = set()  # those that somebody asked to skip
+        self.decided: dict[str, set[str]] = {"approve": set(), "reject": set()}  # those that somebody asked to
         self.asked: dict[str, str] = {}  # wish -> verb
         self.last_word: tuple[str, str] | None = None  # of pause and resume
         self.said: dict[str, str] = {}  # wish -> its answer as it was first read
@@ -82,6 +83,19 @@ class Control(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.asked[self.stage.wish("skip", job, keep=keep)] = "skip"
 
+    @rule(mode=st.sampled_from(["human", "human", "auto"]))
+    def later_files_are_judged_by(self, mode: str) -> None:
+        self.stage.gate(mode)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), verb=st.sampled_from(["approve", "reject"]), twice=st.booleans())
+    def decide(self, data: st.DataObject, verb: str, twice: bool) -> None:
+        running = self.stage.processing()
+        job = data.draw(st.sampled_from([running] * 4 + self.jobs if running else self.jobs))
+        self.decided[verb].add(job)
+        for _ in range(1 + twice):
+            self.asked[self.stage.wish(verb, job)] = verb
+
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), verb=st.sampled_from(["retry", "retry", "set_priority", "remove"]))
     def queue(self, data: st.DataObject, verb: str) -> None:
@@ -90,11 +104,13 @@ class Control(RuleBasedStateMachine):
         self.asked[self.stage.wish(verb, job, **(options if verb == "set_priority" else {}))] = verb
 
     @precondition(lambda self: self.jobs)
-    @rule(verb=st.sampled_from(["pause", "skip", "remove", "stop"]))
+    @rule(verb=st.sampled_from(["pause", "skip", "remove", "stop", "approve"]))
     def expired(self, verb: str) -> None:
         """A wish that nobody took up in its time changes nothing."""
         before = self.stage.workspace.desired.read_bytes() if self.stage.workspace.desired.exists() else b""
-        self.asked[self.stage.wish(verb, self.jobs[0] if verb in ("skip", "remove") else None, -1)] = f"expired {verb}"
+        self.asked[self.stage.wish(verb, self.jobs[0] if verb in ("skip", "remove", "approve") else None, -1)] = (
+            f"expired {verb}"
+        )
         assert before == (self.stage.workspace.desired.read_bytes() if before else b"")
 
     # ---- daemon and worker ----
@@ -166,6 +182,21 @@ class Control(RuleBasedStateMachine):
             if state in ENDED_STATES:
                 assert (job in accepted) == bool(rows)
 
+    @invariant()
+    def a_person_has_said_what_his_verdict_says_and_nobody_else_decides_for_him(self) -> None:
+        for job in self.jobs:
+            run = self.stage.workspace.run(job)
+            verdict = Verdict.load(run.verdict)
+            if (
+                verdict
+                and verdict.mode == "human"
+                and job not in self.decided["approve" if verdict.passed else "reject"]
+            ):
+                raise AssertionError(f"nobody has asked for this: {verdict.reason}")
+            asks = run.config.exists() and "mode: human" in run.config.read_text()
+            if asks and self.stage.state(job) is State.COMPLETED:
+                assert verdict and verdict.mode == "human"
+
     def removed_by_wish(self, job: str) -> bool:
         return bool(list(self.stage.workspace.trash.glob(f"*-{job}/{job}")))
 
@@ -198,12 +229,19 @@ class Control(RuleBasedStateMachine):
                 self.stage.start()
             self._look()
             self.stage.advance()
+            self.approve_what_waits()
             if not self.stage.waiting() and self.stage.processing() is None and not self.unanswered():
                 break
         assert self.unanswered() == []
         assert not self.stage.waiting() and self.stage.processing() is None
         self.every_job_lies_in_one_state_and_the_model_contains_what_it_says()
         self.an_answer_is_given_once()
+
+    def approve_what_waits(self) -> None:
+        job = self.stage.processing()
+        if job and self.stage.question(job) and "approve" not in (words.split()[0] for words in self.unanswered()):
+            self.decided["approve"].add(job)
+            self.asked[self.stage.wish("approve", job)] = "approve"
 
     def unanswered(self) -> list[str]:
         return [f"{verb} {wish}" for wish, verb in self.asked.items() if self.stage.answer(wish) is None]
