@@ -16,6 +16,7 @@ from daemon.core.paths import Attempt, Run
 from daemon.core.records import now
 from daemon.worker.evaluate import THINK_TAG, WATCH_ROWS, Holdout, readable, seed_everything, set_rng_states, split
 from daemon.worker.saving import Saved, Saver
+from daemon.worker.tally import Tally
 from daemon.worker.trainer import JobTrainer
 
 
@@ -100,6 +101,7 @@ class Step(TrainerCallback):
         self._losses = list(losses)
         self._rate = 0.0
         self._tokens, self._since, self._steps = 0, time.monotonic(), 0
+        self._tally = Tally()
 
     # ---- Hugging Face's events ----
 
@@ -228,6 +230,7 @@ class Step(TrainerCallback):
             steps_per_second=round(self._steps / seconds, 3),
             skipped_updates=self.trainer.guard.skipped,
             memory_bytes=memory_bytes(),
+            **self._tally.count(self.trainer.updates.rows, self.trainer.consumed),
             example=example,
         )
         self._log.say(

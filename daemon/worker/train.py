@@ -12,6 +12,7 @@ from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
+from daemon.worker import curves
 from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
 from daemon.worker.callbacks import Log, Orders, Step
 from daemon.worker.evaluate import Holdout, aside, pad_id
@@ -42,6 +43,9 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
     try:
         training.run()
         return training.finish()
+    except Exception:
+        training.draw_curves()
+        raise
     finally:
         training.saver.close()
 
@@ -112,6 +116,11 @@ class Training:
             after = self._step.evaluate(job_step, rows)
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
+        self.draw_curves()
+
+    def draw_curves(self) -> None:
+        """Pictures of the training so far."""
+        curves.leave(self._workspace.run(self._assignment.job), self._assignment.file, self._log.say)
 
     # ---- parts ----
 
