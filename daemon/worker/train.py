@@ -20,6 +20,7 @@ from daemon.worker.loading import find_start, load_model, prepare_torch
 from daemon.worker.losses import TokenLosses
 from daemon.worker.packing import choose_layout
 from daemon.worker.saving import Saver
+from daemon.worker.suites import Suites
 from daemon.worker.trainer import JobTrainer, training_arguments
 
 
@@ -73,6 +74,7 @@ class Training:
         assert self._stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
         self._token_losses = TokenLosses()
         self._holdout = self._open_holdout()
+        self._suites = Suites(assignment, settings, self._tokenizer, heartbeat, self._token_losses)
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
         self.saver.inexact = self._start.inexact
@@ -117,6 +119,9 @@ class Training:
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
         self.draw_curves()
+        if self._assignment.suites:
+            measured = self._suites.measure(self._model, folder.name, self._orders, self._log.say)
+            measured.save(self._attempt.measured)
 
     def draw_curves(self) -> None:
         """Pictures of the training so far."""
