@@ -181,6 +181,7 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
     """All that is known of the job with this id, beginning of an id, or file name."""
     found = store.find(workspace, find(workspace, text))
     run = workspace.run(found.id)
+    left = {"report": run.report, "results": run.results, "curves": run.root / "curves.png"}
     return {
         **_row(found),
         "folder": str(found.folder.relative_to(workspace.root)),
@@ -192,8 +193,14 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
             "last_line": tails.last_line(run.log),
             "attempts": _attempts(workspace, found.id),
             "verdict": _read(run.verdict),
+            **{name: _there(workspace, path) for name, path in left.items()},
         },
     }
+
+
+def _there(workspace: Workspace, path: Path) -> str | None:
+    """A file's place in the workspace; None where it is not there (yet)."""
+    return str(path.relative_to(workspace.root)) if path.is_file() else None
 
 
 def _attempts(workspace: Workspace, job_id: str) -> list[dict[str, Any]]:
