@@ -1,7 +1,8 @@
-"""The files of data/benchmarks are read by intake once; whatever is wrong with one, a training file is read all the same."""
+"""The files of data/benchmarks are read by intake once; one that cannot be used stops no training file."""
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,7 @@ def expected(folder: Path) -> list[str]:
     ids, mask = (folder / tokens.IDS).read_bytes(), (folder / tokens.MASK).read_bytes()
     places = [int.from_bytes((folder / tokens.ROWS).read_bytes()[8 * n :][:8], "little") for n in range(meta.rows + 1)]
     numbers = [int.from_bytes(ids[4 * n : 4 * n + 4], "little") for n in range(meta.tokens)]
-    return [
-        tokenizer.decode([numbers[n] for n in range(start, end) if mask[n]])
-        for start, end in zip(places, places[1:], strict=False)
-    ]
+    return [tokenizer.decode([numbers[n] for n in range(start, end) if mask[n]]) for start, end in pairwise(places)]
 
 
 def test_an_answer_stands_in_its_turn_beside_the_question_or_after_the_prompt(tmp_path: Path) -> None:
