@@ -13,6 +13,7 @@ import yaml
 
 from tests.acceptance.bench import Bench, chat, lines
 
+ROOT = Path(__file__).parent.parent.parent
 LONG = {"max_length": 512, "num_train_epochs": 12, "logging_steps": 7, "eval_steps": 40, "save_steps": 50}
 METHODS = {"full": {}, "lora": {"training_method": "lora", "learning_rate": 2e-2}}
 EASY, IMPOSSIBLE = "Does 7 come before 9?", "What did I dream of?"
@@ -101,6 +102,21 @@ def check_figures(found: dict[str, Any], log: list[dict[str, Any]], report: dict
     assert found["gate"]["passed"] and found["files"][0]["rows"] == 80
 
 
+def check_documented(found: dict[str, Any], curves: dict[str, Any]) -> None:
+    page = (ROOT / "docs/reference/results.md").read_text()
+    metrics, (one, *_) = found["metrics"], found["files"]
+    parts = [found, metrics, found["baselines"], found["gate"], found["rows"], found["tokens"], one, metrics["huge"]]
+    parts += [metrics[name] for name in ("holdout", "training", "throughput")] + [curves, *curves.values()]
+    keys = {key for part in parts if isinstance(part, dict) for key in part} - {
+        "easy",
+        "two",
+        "texts",
+        "huge",
+        "damaged",
+    }
+    assert [key for key in sorted(keys - {"schema_version"}) if f"`{key}`" not in page] == []
+
+
 def check_suites(found: dict[str, Any]) -> None:
     metrics, base = found["metrics"], found["baselines"]["base_model"]
     assert (metrics["two"]["exact_match"], metrics["two"]["questions"]) == (0.5, 2)
@@ -123,6 +139,7 @@ def test_results_and_curves_are_what_the_log_says(method: str, make_bench: Calla
     check_curves(run, bench.log(job))
     check_figures(first, bench.log(job), report)
     check_suites(first)
+    check_documented(first, json.loads((run / "curves.json").read_text()))
     page = (run / "report.md").read_text()
     for said in ("# yes.jsonl: completed", "attempt 1: paused", "two: exact match | 0 | – | 0.5", "no time", "Yes."):
         assert said in page, page
