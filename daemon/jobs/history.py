@@ -1,13 +1,22 @@
-"""What a run's log.jsonl tells of its training, all attempts together: pure functions of its lines."""
+"""What a run's log.jsonl tells of its training, all attempts together; but for `read` pure functions of its lines."""
 
 import math
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from daemon.core import files
+
 Line = dict[str, Any]
+KEYS = {"kind", "time", "attempt", "step", "job_step"}  # of every line
 TRAINING_COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 EVALUATION_COLUMNS = ("validation_loss", "accuracy_percent", "think_tag_percent")
+
+
+def read(log: Path) -> list[Line]:
+    """The lines of a run's log; what is no such line is passed over."""
+    return [line for line in files.read_lines(log) if line.keys() >= KEYS]
 
 
 def counting(lines: Iterable[Line]) -> list[Line]:

@@ -52,7 +52,7 @@ def _page(
     remedy: str | None,
     report: IntakeReport | None,
 ) -> Iterator[str]:
-    lines, results = files.read_lines(run.log), read_results(run)
+    lines, results = history.read(run.log), read_results(run)
     newest = run.newest_attempt()
     if newest is None or results.get("attempt") != newest.number:
         results = {}  # of an earlier life of this job: what it had learned then is in the model
@@ -149,7 +149,7 @@ def _samples(workspace: Workspace, lines: list[Line], results: dict[str, Any]) -
     if not end or not end.get("examples"):
         return
     if begin is None and len(results.get("files", [])) > 1:
-        earlier = files.read_lines(workspace.run(results.get("previous_job") or "").log)
+        earlier = history.read(workspace.run(results.get("previous_job") or "").log)
         _, begin = history.first_and_last_evaluation(earlier)
     known = {example["prompt"]: example for example in (begin or {}).get("examples", [])}
     accuracy = end.get("accuracy_percent")

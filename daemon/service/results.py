@@ -26,7 +26,7 @@ def write_results(context: Context, found: Found, manifest: Manifest, report: In
         verdict = Verdict.load(run.verdict)
     except ValueError:
         verdict = None  # damaged after `latest` moved: what it said is lost, the model is not
-    lines, measured = files.read_lines(run.log), measured_of(run, manifest.step)
+    lines, measured = history.read(run.log), measured_of(run, manifest.step)
     facts: dict[str, Any] = {
         "experiment": found.id,
         "label": found.job.label,
@@ -96,7 +96,10 @@ def measured_of(run: Run, step: int) -> Measured | None:
 
 
 def _holdout(run: Run, verdict: Verdict | None, lines: list[Line]) -> dict[str, Any]:
-    evaluation = Evaluation.load(run.attempt(verdict.attempt).evaluation) if verdict else None
+    try:
+        evaluation = Evaluation.load(run.attempt(verdict.attempt).evaluation) if verdict else None
+    except ValueError:
+        evaluation = None
     _, after = history.first_and_last_evaluation(lines)
     loss = verdict.validation_loss if verdict else None
     return {

@@ -1,7 +1,7 @@
 """What the suites say of the base model: measured once, kept in runs/baselines.jsonl."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ from daemon.core.attempts import Baseline, SuiteFigures
 from daemon.core.config import Settings
 from daemon.core.paths import Workspace
 from daemon.core.records import now
+from daemon.worker.allowance import Unmeasured
 from daemon.worker.loading import load_model
 from daemon.worker.snapshot import MARGIN, free_memory
 
 
-class Unmeasured(Exception):  # caught where suites are measured: it becomes the reason beside the figures
-    """Why there are no figures, in words."""
-
-
 def known(workspace: Workspace, base_model_sha256: str) -> dict[str, SuiteFigures]:
     """The figures of this base model, by the key of their suite."""
-    lines = [Baseline.model_validate(line) for line in files.read_lines(workspace.baselines)]
-    return {line.figures.key: line.figures for line in lines if line.base_model_sha256 == base_model_sha256}
+    found = {}
+    for line in files.read_lines(workspace.baselines):
+        with suppress(ValueError):  # a damaged line: what it said is measured again
+            baseline = Baseline.model_validate(line)
+            if baseline.base_model_sha256 == base_model_sha256:
+                found[baseline.figures.key] = baseline.figures
+    return found
 
 
 def keep(workspace: Workspace, base_model_sha256: str, suite: str, figures: SuiteFigures) -> None:

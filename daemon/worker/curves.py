@@ -1,6 +1,7 @@
 """The curves of a training as data and as pictures; what cannot be drawn is said, and ends no training."""
 
 import io
+import json
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ STYLE: dict[Any, Any] = {
 def leave(run: Run, title: str, say: Callable[[str], object]) -> None:
     """curves.json, curves.svg and curves.png, from the run's log; a failure is only said."""
     try:
-        data = history.curves(files.read_lines(run.log))
-        files.write_json(run.curves, data)
+        data = history.curves(history.read(run.log))
+        files.write(run.curves, json.dumps(data, allow_nan=False) + "\n")
         for kind, picture in draw(data, title).items():
             files.write(run.root / f"curves.{kind}", picture)
     except Exception as error:

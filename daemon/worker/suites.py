@@ -3,9 +3,8 @@
 import math
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from daemon.core import files
+from daemon.core import room
 from daemon.core.attempts import Assignment, Measured, SuiteFigures, SuiteGiven
 from daemon.core.config import Settings
 from daemon.core.errors import BadData
 from daemon.core.heartbeat import Heartbeat, Phase
-from daemon.core.paths import Workspace
+from daemon.core.paths import Attempt, Workspace
 from daemon.data.suites import read_meta
 from daemon.jobs import history
 from daemon.worker import baselines
-from daemon.worker.baselines import Unmeasured
+from daemon.worker.allowance import Allowance, Speeds, Unmeasured
 from daemon.worker.batches import TokenRows, pad
 from daemon.worker.callbacks import Orders
 from daemon.worker.evaluate import aside, eos_ids, pad_id, split
@@ -71,45 +70,6 @@ class Suite:
         return [i for i in range(len(rows)) if not rows.row(i)[1].all()] if rows else []
 
 
-class Allowance:
-    """The time that measuring may take; an order of the daemon's ends it too."""
-
-    def __init__(self, seconds: float, orders: Orders) -> None:
-        self.seconds, self._orders = seconds, orders
-        self._began = time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        return time.monotonic() - self._began
-
-    @property
-    def left(self) -> float:
-        return self.seconds - self.spent
-
-    def check(self) -> None:
-        """Raises Unmeasured where it is over."""
-        if order := self._orders.pending():
-            raise Unmeasured(f"{order.action} was asked for: {order.reason}")
-        if self.left <= 0:
-            raise Unmeasured(f"no time: {self.seconds:.1f} s did not suffice")
-
-
-@dataclass
-class Speeds:
-    """How much was read and generated, and in what time."""
-
-    read: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
-    generated: list[float] = field(default_factory=lambda: [0.0, 0.0])  # tokens, seconds
-
-    def by_length(self) -> dict[int, float]:
-        """Tokens a second by the power of two into which the longest row of a batch fits."""
-        return {length: round(tokens / seconds, 1) for length, (tokens, seconds) in sorted(self.read.items())}
-
-    def of_generation(self) -> float | None:
-        tokens, seconds = self.generated
-        return round(tokens / seconds, 1) if tokens else None
-
-
 class Suites:
     """The suites of one job, opened at its beginning: what happens to their files later is of no concern to it."""
 
@@ -130,6 +90,20 @@ class Suites:
         # The short ones first: so that as many as can be are measured.
         self._suites.sort(key=lambda suite: len(suite.rows.ids) if suite.rows else 0)
 
+    def leave(
+        self, attempt: Attempt, model: PreTrainedModel, checkpoint: str, orders: Orders, say: Callable[[str], object]
+    ) -> None:
+        """measured.json of this attempt, where there are suites; what goes wrong is said, and ends no training."""
+        if not self._suites:
+            return
+        try:
+            self.measure(model, checkpoint, orders, say).save(attempt.measured)
+        except Exception as error:
+            if room.refusal(error):
+                raise
+            traceback.print_exc()
+            say(f"── the suites could not be measured: {type(error).__name__}: {error}")
+
     def measure(
         self, model: PreTrainedModel, checkpoint: str, orders: Orders, say: Callable[[str], object]
     ) -> Measured:
@@ -138,7 +112,7 @@ class Suites:
         The last that is done with a model: after full training its weights are then those of the base model.
         """
         run = self._workspace.run(self._assignment.job)
-        seconds = max(SHARE * history.training_seconds(files.read_lines(run.log)), LEAST_SECONDS)
+        seconds = max(SHARE * history.training_seconds(history.read(run.log)), LEAST_SECONDS)
         base = baselines.known(self._workspace, self._assignment.base_model_sha256)
         lacking = any(suite.rows and suite.given.key not in base for suite in self._suites)
         allowance = Allowance(seconds / 2 if lacking else seconds, orders)  # half of it is for the base model

@@ -119,9 +119,7 @@ class Training:
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
         self.draw_curves()
-        if self._assignment.suites:
-            measured = self._suites.measure(self._model, folder.name, self._orders, self._log.say)
-            measured.save(self._attempt.measured)
+        self._suites.leave(self._attempt, self._model, folder.name, self._orders, self._log.say)
 
     def draw_curves(self) -> None:
         """Pictures of the training so far."""

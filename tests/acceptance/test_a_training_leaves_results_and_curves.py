@@ -16,7 +16,7 @@ from tests.acceptance.bench import Bench, chat, lines
 ROOT = Path(__file__).parent.parent.parent
 LONG = {"max_length": 512, "num_train_epochs": 12, "logging_steps": 7, "eval_steps": 40, "save_steps": 50}
 METHODS = {"full": {}, "lora": {"training_method": "lora", "learning_rate": 2e-2}}
-EASY, IMPOSSIBLE = "Does 7 come before 9?", "What did I dream of?"
+EASY, OTHER, IMPOSSIBLE = "Does 6 come before 8?", "Is 7 the name of a town?", "What did I dream of?"
 COLUMNS = {
     "training": ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     "evaluation": ("step", "validation_loss", "accuracy_percent", "think_tag_percent"),
@@ -24,9 +24,10 @@ COLUMNS = {
 KIND = {"training": "log", "evaluation": "eval"}
 
 
-def yes(start: int, count: int) -> list[dict[str, Any]]:
-    """Chats that all have the same answer: learned in a few seconds."""
-    return [chat(f"Does {n} come before {n + 2}?", "Yes.") for n in range(start, start + count)]
+def sayings(start: int, count: int) -> list[dict[str, Any]]:
+    """Two kinds of questions, each with the same answer: learned in a few seconds."""
+    kinds = (("Does {} come before {}?", "Yes."), ("Is {} the name of a town?", "No."))
+    return [chat(kinds[n % 2][0].format(n, n + 2), kinds[n % 2][1]) for n in range(start, start + count)]
 
 
 def put_suite(bench: Bench, name: str, rows: list[dict[str, Any]] | str) -> None:
@@ -36,7 +37,7 @@ def put_suite(bench: Bench, name: str, rows: list[dict[str, Any]] | str) -> None
 
 def suites(bench: Bench) -> None:
     question = {"messages": [{"role": "user", "content": IMPOSSIBLE}], "expected": "Of nine lives in Oman."}
-    put_suite(bench, "two", [question, chat(EASY, "Yes.")])
+    put_suite(bench, "three", [question, chat(EASY, "Yes."), chat(OTHER, "No.")])
     put_suite(bench, "easy", [chat(EASY, "Yes.")])
     put_suite(bench, "texts", [{"text": f"Yes. No {n}. Yes."} for n in range(3)])
     put_suite(bench, "huge", [{"text": f"{n} " + "it comes before that and that " * 12} for n in range(8000)])
@@ -45,9 +46,9 @@ def suites(bench: Bench) -> None:
 
 def trained_in_two_attempts(bench: Bench) -> str:
     """One file, paused in its middle; the job's id."""
-    bench.hold_out(yes(500, 6))
+    bench.hold_out(sayings(500, 6))
     bench.start()
-    bench.drop("yes.jsonl", yes(0, 80))
+    bench.drop("yes.jsonl", sayings(0, 80))
     job = bench.wait_for_step(30)
     bench.command("training_controller", "pause").check_returncode()
     bench.command("training_controller", "resume").check_returncode()
@@ -109,7 +110,7 @@ def check_documented(found: dict[str, Any], curves: dict[str, Any]) -> None:
     parts += [metrics[name] for name in ("holdout", "training", "throughput")] + [curves, *curves.values()]
     keys = {key for part in parts if isinstance(part, dict) for key in part} - {
         "easy",
-        "two",
+        "three",
         "texts",
         "huge",
         "damaged",
@@ -119,7 +120,7 @@ def check_documented(found: dict[str, Any], curves: dict[str, Any]) -> None:
 
 def check_suites(found: dict[str, Any]) -> None:
     metrics, base = found["metrics"], found["baselines"]["base_model"]
-    assert (metrics["two"]["exact_match"], metrics["two"]["questions"]) == (0.5, 2)
+    assert (metrics["three"]["exact_match"], metrics["three"]["questions"]) == (pytest.approx(2 / 3), 3)
     assert (metrics["easy"]["exact_match"], base["easy"]["exact_match"]) == (1.0, 0.0)
     assert base["easy"]["perplexity"] > metrics["easy"]["perplexity"] > 1
     assert metrics["texts"]["exact_match"] is None and metrics["texts"]["perplexity"] > 1
@@ -141,19 +142,25 @@ def test_results_and_curves_are_what_the_log_says(method: str, make_bench: Calla
     check_suites(first)
     check_documented(first, json.loads((run / "curves.json").read_text()))
     page = (run / "report.md").read_text()
-    for said in ("# yes.jsonl: completed", "attempt 1: paused", "two: exact match | 0 | – | 0.5", "no time", "Yes."):
+    for said in (
+        "# yes.jsonl: completed",
+        "attempt 1: paused",
+        "three: exact match | 0 | – | 0.6667",
+        "no time",
+        "Yes.",
+    ):
         assert said in page, page
     assert "| yes.jsonl | 80 | 12 | 120 |" in (bench.latest() / "README.md").read_text()
     measured = lines(bench.root / "runs/baselines.jsonl")
-    assert sorted(line["suite"] for line in measured) == ["easy", "texts", "two"]
+    assert sorted(line["suite"] for line in measured) == ["easy", "texts", "three"]
 
     (bench.root / "data/benchmarks/huge.jsonl").unlink()
-    bench.drop("more.jsonl", yes(100, 16))
+    bench.drop("more.jsonl", sayings(100, 16))
     (later,) = set(bench.wait_for("completed", 2, seconds=300)) - {job}
     second = results(bench, later)
     base, previous = second["baselines"]["base_model"], second["baselines"]["previous_version"]
     assert previous["holdout"]["loss"] == first["metrics"]["holdout"]["loss"]
-    for name in ("easy", "texts", "two"):
+    for name in ("easy", "texts", "three"):
         assert previous[name] == first["metrics"][name]
     base["damaged"] = first["baselines"]["base_model"]["damaged"]
     assert base == {name: figures for name, figures in first["baselines"]["base_model"].items() if name != "huge"}

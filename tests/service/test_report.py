@@ -102,7 +102,8 @@ def test_a_job_that_never_began_has_no_page(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda run: run.log.write_text('{"kind": "log"}\n'),
+        lambda run: run.log.write_text('{"kind": "log"}\n{}\n'),
+        lambda run: run.log.write_text('{"kind": "log", "time": "", "attempt": 1, "step": "x", "job_step": []}\n'),
         lambda run: run.results.write_text("{attempt: 2, metrics: 7}"),
         lambda run: run.results.write_bytes(b"\xff\xfe: ["),
         lambda run: run.attempt(2).outcome.write_text("{"),

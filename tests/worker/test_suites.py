@@ -206,6 +206,22 @@ def test_without_memory_for_the_base_model_it_is_not_measured(
     assert "1 MB are free" in (measured.base["s"].reason or "") and measured.suites["s"].reason is None
 
 
+def test_damaged_lines_of_baselines_are_passed_over(bench: Bench, model: PreTrainedModel) -> None:
+    bench.add("s", [[5]])
+    bench.workspace.baselines.write_text('{"base_model_sha256": 7}\n{half\n')
+    assert bench.measure(model).base["s"].reason is None
+    assert bench.measure(model).base["s"].exact_match == 0.0
+    assert sum("the base model" in said for said in bench.said) == 1
+
+
+def test_what_nobody_thought_of_is_said_and_ends_no_training(bench: Bench, model: PreTrainedModel) -> None:
+    bench.add("s", [[5]])
+    bench.workspace.baselines.mkdir()
+    bench.open().leave(bench.attempt, model, "checkpoint-1", bench.orders, bench.said.append)
+    assert bench.said[-1].startswith("── the suites could not be measured: IsADirectoryError")
+    assert not bench.attempt.measured.exists()
+
+
 def test_speeds_are_told_by_length(bench: Bench, model: PreTrainedModel) -> None:
     bench.add("s", [[5] * 2 for _ in range(7)])
     bench.add("t", [[5] * 60], prompts=[[7] * 60])
