@@ -15,7 +15,7 @@ from tests.acceptance.bench import Bench, chat, lines
 
 ROOT = Path(__file__).parent.parent.parent
 LONG = {"max_length": 512, "num_train_epochs": 12, "logging_steps": 7, "eval_steps": 40, "save_steps": 50}
-METHODS = {"full": {}, "lora": {"training_method": "lora", "learning_rate": 2e-2}}
+METHODS = {"full": {}, "lora": {"training_method": "lora", "learning_rate": 5e-3}}
 EASY, OTHER, IMPOSSIBLE = "Does 6 come before 8?", "Is 7 the name of a town?", "What did I dream of?"
 COLUMNS = {
     "training": ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
@@ -40,7 +40,6 @@ def suites(bench: Bench) -> None:
     put_suite(bench, "three", [question, chat(EASY, "Yes."), chat(OTHER, "No.")])
     put_suite(bench, "easy", [chat(EASY, "Yes.")])
     put_suite(bench, "texts", [{"text": f"Yes. No {n}. Yes."} for n in range(3)])
-    put_suite(bench, "huge", [{"text": f"{n} " + "it comes before that and that " * 12} for n in range(8000)])
     put_suite(bench, "damaged", "{half\n" * 3)
 
 
@@ -106,7 +105,7 @@ def check_figures(found: dict[str, Any], log: list[dict[str, Any]], report: dict
 def check_documented(found: dict[str, Any], curves: dict[str, Any]) -> None:
     page = (ROOT / "docs/reference/results.md").read_text()
     metrics, (one, *_) = found["metrics"], found["files"]
-    parts = [found, metrics, found["baselines"], found["gate"], found["rows"], found["tokens"], one, metrics["huge"]]
+    parts = [found, metrics, found["baselines"], found["gate"], found["rows"], found["tokens"], one, metrics["damaged"]]
     parts += [metrics[name] for name in ("holdout", "training", "throughput")] + [curves, *curves.values()]
     keys = {key for part in parts if isinstance(part, dict) for key in part} - {
         "easy",
@@ -118,15 +117,18 @@ def check_documented(found: dict[str, Any], curves: dict[str, Any]) -> None:
     assert [key for key in sorted(keys - {"schema_version"}) if f"`{key}`" not in page] == []
 
 
+def check_lacking(figures: dict[str, Any], why: str) -> None:
+    assert figures["loss"] is figures["perplexity"] is figures["exact_match"] is None
+    assert figures["reason"].startswith(why)
+
+
 def check_suites(found: dict[str, Any]) -> None:
     metrics, base = found["metrics"], found["baselines"]["base_model"]
     assert (metrics["three"]["exact_match"], metrics["three"]["questions"]) == (pytest.approx(2 / 3), 3)
     assert (metrics["easy"]["exact_match"], base["easy"]["exact_match"]) == (1.0, 0.0)
     assert base["easy"]["perplexity"] > metrics["easy"]["perplexity"] > 1
     assert metrics["texts"]["exact_match"] is None and metrics["texts"]["perplexity"] > 1
-    for name, why in (("huge", "no time"), ("damaged", "no row of damaged.jsonl can be used: line 1: ")):
-        assert metrics[name]["perplexity"] is metrics[name]["exact_match"] is None
-        assert metrics[name]["reason"].startswith(why)
+    check_lacking(metrics["damaged"], "no row of damaged.jsonl can be used: line 1: ")
     assert set(metrics["throughput"]["reading_by_length"]) >= {64} and metrics["throughput"]["generating"] > 0
 
 
@@ -146,7 +148,7 @@ def test_results_and_curves_are_what_the_log_says(method: str, make_bench: Calla
         "# yes.jsonl: completed",
         "attempt 1: paused",
         "three: exact match | 0 | – | 0.6667",
-        "no time",
+        "no row of damaged.jsonl",
         "Yes.",
     ):
         assert said in page, page
@@ -154,7 +156,7 @@ def test_results_and_curves_are_what_the_log_says(method: str, make_bench: Calla
     measured = lines(bench.root / "runs/baselines.jsonl")
     assert sorted(line["suite"] for line in measured) == ["easy", "texts", "three"]
 
-    (bench.root / "data/benchmarks/huge.jsonl").unlink()
+    put_suite(bench, "huge", [{"text": f"{n} " + "it comes before that and that " * 12} for n in range(8000)])
     bench.drop("more.jsonl", sayings(100, 16))
     (later,) = set(bench.wait_for("completed", 2, seconds=300)) - {job}
     second = results(bench, later)
@@ -162,6 +164,7 @@ def test_results_and_curves_are_what_the_log_says(method: str, make_bench: Calla
     assert previous["holdout"]["loss"] == first["metrics"]["holdout"]["loss"]
     for name in ("easy", "texts", "three"):
         assert previous[name] == first["metrics"][name]
-    base["damaged"] = first["baselines"]["base_model"]["damaged"]
-    assert base == {name: figures for name, figures in first["baselines"]["base_model"].items() if name != "huge"}
+    check_lacking(second["metrics"]["huge"], "no time: ")
+    check_lacking(base.pop("huge"), "of the trained model")
+    assert base == first["baselines"]["base_model"]
     assert lines(bench.root / "runs/baselines.jsonl") == measured, "measured once"
