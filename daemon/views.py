@@ -185,6 +185,7 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
     """All that is known of the job with this id, beginning of an id, or file name."""
     found = store.find(workspace, find(workspace, text))
     run = workspace.run(found.id)
+    left = {"report": run.report, "results": run.results, "curves": run.root / "curves.png"}
     return {
         **_row(found),
         "folder": str(found.folder.relative_to(workspace.root)),
@@ -197,8 +198,14 @@ def job(workspace: Workspace, text: str) -> dict[str, Any]:
             "attempts": _attempts(workspace, found.id),
             "verdict": _read(run.verdict),
             "question": question(workspace, found.id) if found.state is State.PROCESSING else None,
+            **{name: _there(workspace, path) for name, path in left.items()},
         },
     }
+
+
+def _there(workspace: Workspace, path: Path) -> str | None:
+    """A file's place in the workspace; None where it is not there (yet)."""
+    return str(path.relative_to(workspace.root)) if path.is_file() else None
 
 
 def _attempts(workspace: Workspace, job_id: str) -> list[dict[str, Any]]:
@@ -269,11 +276,6 @@ def _ended_row(workspace: Workspace, job_id: str) -> dict[str, Any] | None:
     state = has_ended(workspace, job_id)
     record = Job.load(workspace.state(state) / job_id / store.RECORD) if state else None
     return _row(store.Found(state, workspace.state(state) / job_id, record)) if state and record else None
-
-
-def completions(workspace: Workspace) -> list[str]:
-    """What a shell may offer where a job is asked for."""
-    return sorted(job_ids(workspace))
 
 
 # ---- the log of a run ----

@@ -385,6 +385,7 @@ def examined_workspace(root: Path) -> Workspace:
     (model / "config.json").write_text("{}")
     base.Seal(sha256="d" * 64, source="here", files={}).save(model / base.SEAL)
     (workspace.validation / "h.jsonl").write_bytes(helpers_data.jsonl(helpers_data.chat("Who?", "Me.")))
+    (workspace.benchmarks / "s.jsonl").write_bytes(helpers_data.jsonl(helpers_data.chat("Which?", "This.")))
     return workspace
 
 
@@ -398,6 +399,7 @@ def a_read_job(workspace: Workspace) -> Path:
     folder = a_job(workspace, helpers_data.jsonl(*good) + b'{"messages": []}\n')
     examine(workspace)
     (workspace.validation / "h.jsonl").write_bytes(helpers_data.jsonl(helpers_data.chat("Who is it?", "I.")))
+    (workspace.benchmarks / "s.jsonl").write_bytes(helpers_data.jsonl(helpers_data.chat("Which is it?", "That.")))
     return folder
 
 
@@ -417,7 +419,7 @@ def a_report_is_true(workspace: Workspace) -> None:
             assert tokens.check(found.tokens, wanted, report.sha256, deep=True) is None
             assert report.sha256 == files.hash_file(found.data)
             assert bool(report.bad_rows) == (found.folder / store.REJECTED_ROWS).is_file()
-    for cache in workspace.validation.glob(".tokens-*"):
+    for cache in (*workspace.validation.glob(".tokens-*"), *workspace.benchmarks.glob(".tokens-*")):
         meta = tokens.read_meta(cache)  # all that the start of a training asks about it
         assert meta is None or tokens.check(cache, meta.key, meta.data_sha256, deep=True) is None
 
@@ -642,13 +644,17 @@ def is_completed(workspace: Workspace) -> None:
     accepted_only_by_a_verdict(workspace)
     found = the_job(workspace)
     assert found.state is State.COMPLETED
-    assert workspace.run(found.id).results.read_text()
+    assert "passed: true" in workspace.run(found.id).results.read_text()
+    assert "# x.jsonl: completed" in workspace.run(found.id).report.read_text()
     assert (found.folder / store.DIGESTS).read_bytes() == bytes(16)
 
 
 def is_rejected(workspace: Workspace) -> None:
     accepted_only_by_a_verdict(workspace)
-    assert the_job(workspace).state is State.REJECTED
+    found = the_job(workspace)
+    assert found.state is State.REJECTED
+    assert "passed: false" in workspace.run(found.id).results.read_text()
+    assert "# x.jsonl: rejected" in workspace.run(found.id).report.read_text()
     assert checkpoints.latest(workspace) == workspace.checkpoint(9)
 
 

@@ -77,6 +77,7 @@ def make(root: Path) -> Workspace:
         files.make_folder(folder)
     workspace.config.write_text(json.dumps({"model_name": "small", "base_model": "models/base/small", **SETTINGS}))
     (workspace.validation / "h.jsonl").write_bytes(helpers_data.jsonl(helpers_data.chat("Who?", "Me.")))
+    (workspace.benchmarks / "s.jsonl").write_bytes(helpers_data.jsonl({"text": "Which?"}))
     return workspace
 
 

@@ -33,6 +33,7 @@ MAY_IMPORT = {
 # The command that makes workspaces and starts the daemon has to name them; a report card says what a model will need.
 ALSO = {"daemon.cli.training_daemon": {"models", "service"}, "daemon.data.card": {"models"}}
 HEAVY = {"torch", "transformers", "numpy", "peft", "accelerate", "datasets", "trl", "ray", "safetensors"}
+HEAVY |= {"matplotlib"}
 CHANGES_THE_DISK = {"unlink", "rename", "replace", "rmtree", "rmdir", "removedirs", "mkdir", "makedirs", "symlink_to"}
 CHANGES_THE_DISK |= {"hardlink_to", "touch", "write_text", "write_bytes", "truncate", "copyfile", "copytree", "copy2"}
 # Names that are harmless of anything else than these modules.

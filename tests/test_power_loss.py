@@ -34,7 +34,7 @@ from tests.helpers_stories import Explored, Plot, explore, explore_again, explor
 ROOT = Path(__file__).parent.parent
 LEAST_STATES = 5000
 AGAIN, KILLED = 1, 2  # states from which the power fails a second time, and calls at which the daemon is killed first
-TRAINING_SECONDS = 240
+TRAINING_SECONDS = 480
 # A log that the demo's own daemon writes by itself; the demo only opens it.
 NOT_DURABLE = {"cli/demo.py files.disk.open"}
 

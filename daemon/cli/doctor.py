@@ -27,7 +27,18 @@ PACKAGES: tuple[str, ...] = (
     "watchdog",
     "structlog",
 )
-PACKAGES += ("pydantic", "typer", "rich", "orjson", "psutil", "yaml", "pynvml", "huggingface_hub", "safetensors")
+PACKAGES += (
+    "matplotlib",
+    "pydantic",
+    "typer",
+    "rich",
+    "orjson",
+    "psutil",
+    "yaml",
+    "pynvml",
+    "huggingface_hub",
+    "safetensors",
+)
 PROBE_SECONDS = 300.0  # a large model on a slow disk
 INOTIFY_SECONDS = 5.0
 SAVED_BYTES = 12  # a parameter in a checkpoint: weight and two moments, float32

@@ -27,7 +27,7 @@ app = new_app(
 def complete_job(context: typer.Context, incomplete: str) -> Iterator[str]:
     """Job ids for the shell's completion."""
     given = context.params.get("base_dir") or (context.parent.params.get("base_dir") if context.parent else None)
-    return (job for job in views.completions(Workspace.at(given)) if job.startswith(incomplete))
+    return (job for job in sorted(views.job_ids(Workspace.at(given))) if job.startswith(incomplete))
 
 
 JobText = Annotated[

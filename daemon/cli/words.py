@@ -173,6 +173,7 @@ def job(facts: dict[str, Any]) -> RenderableType:
         lines.append(_line("gate", f"waits for approval; the figures alone would {alone} it: {automatic['reason']}"))
     if verdict := facts["run"]["verdict"]:
         lines.append(_line("gate", f"{'passed' if verdict['passed'] else 'rejected'}: {verdict['reason']}"))
+    lines += [_line(name, left) for name in ("report", "results", "curves") if (left := facts["run"][name])]
     if facts["reason"]:
         lines.append(_line("reason", facts["reason"]))
     if facts["remedy"]:

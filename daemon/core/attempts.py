@@ -97,6 +97,14 @@ def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+class SuiteGiven(Record):
+    """A file of data/benchmarks that a worker is to measure with."""
+
+    name: str
+    key: str  # names its content and all that decides its tokens
+    folder: str  # of its token cache, relative to the workspace
+
+
 class Assignment(Record):
     """`assignment.json`: all that a worker needs to know; written by the daemon, then never changed."""
 
@@ -127,6 +135,7 @@ class Assignment(Record):
     rate_changes: tuple[RateChange, ...] = ()
     left_out: tuple[int, ...] = ()  # lines of the rows that were twice in updates that were not finite
     no_generation_because: str | None = None  # in words
+    suites: tuple[SuiteGiven, ...] = ()
     protocol: int = 1  # of the daemon that wrote it
 
 
@@ -189,3 +198,37 @@ class Evaluation(Record):
     before: float | None  # the parent's mean loss a trained token
     after: float | None  # the same of the final checkpoint; None until then
     checkpoint: str | None = None
+
+
+class SuiteFigures(Record):
+    """What a suite says of a model; what could not be measured is None, with the reason."""
+
+    key: str  # of the suite: figures under different keys cannot be compared
+    rows: int
+    left_out_rows: int = 0  # bad, or longer than max_length
+    questions: int  # rows that have an expected answer
+    loss: float | None = None  # mean, a token of the expected answers or of the texts
+    perplexity: float | None = None
+    exact_match: float | None = None  # share of the questions that were answered word for word
+    reason: str | None = None
+
+
+class Measured(Record):
+    """`measured.json`: what the suites of data/benchmarks say of the model that an attempt has trained."""
+
+    checkpoint: str
+    suites: dict[str, SuiteFigures]
+    base: dict[str, SuiteFigures]  # of the base model
+    tokens_per_second: dict[int, float]  # rows that have at most so many tokens: read, without gradients
+    generated_tokens_per_second: float | None
+    seconds: float  # that it took
+    allowed_seconds: float
+
+
+class Baseline(Record):
+    """One line of `runs/baselines.jsonl`: a suite, and what it says of the base model; measured once."""
+
+    base_model_sha256: str
+    suite: str
+    figures: SuiteFigures
+    at: str

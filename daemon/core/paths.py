@@ -59,6 +59,15 @@ class Run:
         return self.root / "results.yaml"
 
     @property
+    def curves(self) -> Path:
+        """The data of the curves; the pictures lie beside it as curves.svg and curves.png."""
+        return self.root / "curves.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.md"
+
+    @property
     def attempts(self) -> Path:
         return self.root / "attempts"
 
@@ -100,6 +109,11 @@ class Attempt:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
+
+    @property
+    def measured(self) -> Path:
+        """What the suites of data/benchmarks say of the trained model."""
+        return self.root / "measured.json"
 
     @property
     def stacks(self) -> Path:
@@ -185,6 +199,11 @@ class Workspace:
     @property
     def ledger(self) -> Path:
         return self.runs / "ledger.jsonl"
+
+    @property
+    def baselines(self) -> Path:
+        """What the suites say of the base model: measured once, kept."""
+        return self.runs / "baselines.jsonl"
 
     @property
     def status_folder(self) -> Path:

@@ -29,6 +29,16 @@ def last_line(path: Path) -> dict[str, Any] | None:
     return next((value for line in reversed(lines) if (value := files.parse_line(line)) is not None), None)
 
 
+def last_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole ones near its end; empty where there is no file."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return [value for line in log.read().splitlines() if (value := files.parse_line(line)) is not None]
+    except FileNotFoundError:
+        return []
+
+
 def new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
     """The whole lines from `position` on, and the position after them; half a line is left for the next look."""
     try:

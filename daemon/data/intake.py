@@ -1,8 +1,8 @@
-"""Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; the holdout's cache before.
+"""Intake, a subprocess: a job's data file -> report card, rejected rows, token cache; before, those of other data.
 
 `python -P -m daemon.data.intake [--settings JSON] [--outside] WORKSPACE [JOB_FOLDER]` ends with 0 once report.json is
 written, whatever it says, and with 21 where the workspace is at fault: then it prints {"message", "remedy", "reason"}
-and the file is not judged. Without a job it makes the holdout's cache only; without settings those of config.json are
+and the file is not judged. Without a job it makes the other caches only; without settings those of config.json are
 in force. One at a time in a workspace; what an interrupted one left is made anew. With `--outside` the job's folder
 lies outside of the workspace, nothing in the workspace is changed, and any number may run.
 """
@@ -21,7 +21,7 @@ from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, DaemonError, Exit, WorkerExit
 from daemon.core.paths import JOB_RECORD, JOB_REJECTED_ROWS, JOB_REPORT, JOB_TOKENS, Workspace
 from daemon.core.records import Job, RejectedRow
-from daemon.data import tokens
+from daemon.data import suites, tokens
 from daemon.data.card import write_report
 from daemon.data.crew import die_with
 from daemon.data.holdout import holdout_digests, holdout_files, holdout_folder, holdout_key, remove_old_caches
@@ -84,10 +84,11 @@ def limit_resources() -> None:
 
 
 def examine(workspace: Workspace, folder: Path | None, given: Settings | None = None) -> None:
-    """The holdout's cache where it is not there yet, then the job in `folder`."""
+    """The caches of the holdout and the suites where they are not there yet, then the job in `folder`."""
     settings = given or config.load(workspace.config)[0]
     renderer = Renderer(workspace.root / settings.base_model, settings.enable_thinking)
     holdout = prepare_holdout(workspace, settings, renderer)
+    suites.prepare(workspace, settings, renderer)
     if folder is not None:
         _examine_job(workspace, folder, settings, renderer, holdout)
 
@@ -127,7 +128,7 @@ def examine_job(
         files.remove(folder / JOB_TOKENS)
     report = write_report(
         *(workspace, job, settings, source, survey.counts, meta, verdict),
-        warnings=warnings(survey.counts, settings, holdout),
+        warnings=warnings(survey.counts, settings, holdout, suites.count_shared(workspace, survey.seen)),
         seen=survey.seen,
         seconds=round(time.monotonic() - began, 3),
     )

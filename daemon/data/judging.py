@@ -85,7 +85,7 @@ def _judge_rest(counts: Counts, settings: Settings) -> Verdict:
     )
 
 
-def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None) -> list[str]:
+def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None, in_suites: int = 0) -> list[str]:
     """What does not stop a file, and should be known."""
     found = []
     if share(counts.too_long, counts) > settings.warn_truncation_percent:
@@ -93,6 +93,8 @@ def warnings(counts: Counts, settings: Settings, holdout: TokensMeta | None) -> 
         found.append(f"{of(counts.too_long, counts)} rows are longer than max_length {settings.max_length} and {done}")
     if counts.cut_off:
         found.append("the last line is not whole: the file seems cut off")
+    if in_suites:
+        found.append(f"data/benchmarks has {in_suites} of these rows too: what they measure is no test any more")
     found += notices.warnings(counts.notes, settings.enable_thinking)
     if holdout and holdout.left_out_rows:
         found.append(f"{holdout.left_out_rows} rows of the holdout in data/validation are bad or too long and not used")

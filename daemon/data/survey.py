@@ -82,7 +82,7 @@ class Survey:
         source = Source(path, self._settings)
         self.counts.unit = source.unit
         try:
-            for found in read_all(self._reader, _batches(source), processes_for(path.stat().st_size)):
+            for found in read_all(self._reader, batches(source), processes_for(path.stat().st_size)):
                 self._settle(found)
         except UnusableFile as unusable:
             self.counts.unusable = unusable
@@ -164,7 +164,7 @@ class Survey:
         self._reject_row(RejectedRow(line=line.number, reason=reason, fix=fix, row=line.shown))
 
 
-def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     batch: list[Line] = []
     size = 0
     for line in lines:

@@ -12,7 +12,7 @@ from daemon.core.config import Settings, override
 from daemon.core.errors import BadConfig, BadData
 from daemon.core.paths import Attempt, Workspace
 from daemon.core.records import IntakeReport, State
-from daemon.data import holdout, tokens
+from daemon.data import holdout, suites, tokens
 from daemon.jobs import ledger, remedies
 from daemon.jobs.store import Found
 from daemon.models import base, checkpoints
@@ -173,6 +173,7 @@ def assign(workspace: Workspace, found: Found, settings: Settings, parent: Paren
         resume=str(resume.relative_to(workspace.root)) if resume else None,
         before=known_loss(workspace, found.id, parent, key),
         rows=meta.rows,
+        suites=tuple(suites.listed(workspace, settings)),
         total_steps=-(-meta.rows * settings.num_train_epochs // settings.update_rows),
         protocol=PROTOCOL,
         **_remedies(found, newest, first, settings, parent),

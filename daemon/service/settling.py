@@ -14,6 +14,7 @@ from daemon.jobs.store import Found
 from daemon.models import checkpoints, trash
 from daemon.service import asking, assigning, progress, skipping
 from daemon.service.context import Context
+from daemon.service.report import write_report
 from daemon.service.results import write_results
 
 
@@ -207,6 +208,9 @@ def _end_in_model(
 
 def reject(context: Context, found: Found, verdict: Verdict) -> None:
     """The model stays as it was; the job says which metric spoke against it."""
+    manifest = checkpoints.read(context.workspace.current_model / verdict.checkpoint)
+    if manifest:  # else a crash came after it was discarded, and the results are written
+        write_results(context, found, manifest, _report(found))
     checkpoints.discard_of_job(context.workspace, found.id, f"rejected: {verdict.reason}")
     remedy = f"look at runs/{found.id}; train it all the same after a change with: training_queue retry {found.id}"
     end(context, found, State.REJECTED, verdict.reason, remedy, None, 0, verdict.validation_loss, verdict.holdout_key)
@@ -267,6 +271,7 @@ def end(
     for folder in (found.folder, context.workspace.run(found.id).root):
         trash.clear_leftovers(folder)
     files.remove(found.tokens)  # it can be made again from the data, which stays
+    write_report(context.workspace, found, state, reason, remedy, report)
     store.move(context.workspace, found, state, reason, remedy)
     trained = f" with {report.rows} rows{report.left_out()}" if report and state is State.COMPLETED else ""
     said = f"{found.job.file} is {state.value}{trained}" + (f": {reason}" if reason else "")

@@ -8,6 +8,7 @@ from daemon.core.config import Settings
 from daemon.core.errors import BadConfig, BadData, DaemonError
 from daemon.core.paths import Attempt
 from daemon.core.records import WAITING_STATES, State, now
+from daemon.data import suites
 from daemon.jobs import inbox, ledger, order, store
 from daemon.jobs.recovery import Action, Ending, decide
 from daemon.jobs.store import Found
@@ -189,6 +190,8 @@ class Starting:
             return  # what has to be trained again comes first: it is older
         if assigning.holdout_is_unread(workspace, settings) and not await self._read_holdout(found, settings):
             return
+        if suites.are_unread(workspace, settings):
+            await self._taking.read_holdout()  # what becomes of it is said in the results; nothing waits for it
         context.clear("preflight")
         context.tracker.event("preparing", f"{found.job.file}: an attempt is prepared", job=found.id)
         trash.clear_leftovers(workspace.current_model)  # no worker lives here now

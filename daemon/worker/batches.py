@@ -21,8 +21,8 @@ class TokenRows:
     def __init__(self, folder: Path) -> None:
         self.offsets = np.memmap(folder / "rows.bin", dtype="<u8", mode="r")
         self.lines = np.memmap(folder / "lines.bin", dtype="<u8", mode="r")
-        self._ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r")
-        self._mask = np.memmap(folder / "mask.bin", dtype="u1", mode="r")
+        self.ids = np.memmap(folder / "ids.bin", dtype="<i4", mode="r")
+        self.mask = np.memmap(folder / "mask.bin", dtype="u1", mode="r")
         if len(self.offsets) < 2:
             raise BadData(f"The token cache {folder} holds no row.", "drop the file again, so that it is read anew")
 
@@ -32,7 +32,7 @@ class TokenRows:
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (int32) and mask (uint8, 1 = trained) of one row, both of its length in tokens."""
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        return self._ids[start:end], self._mask[start:end]
+        return self.ids[start:end], self.mask[start:end]
 
     def trained_tokens(self, index: int) -> int:
         """How many tokens of the row are predicted and trained; the first token is never predicted."""

@@ -18,6 +18,7 @@ from daemon.worker.examiner import Examiner
 from daemon.worker.log import Log
 from daemon.worker.saving import Saved, Saver
 from daemon.worker.spikes import Spikes
+from daemon.worker.tally import Tally
 from daemon.worker.trainer import JobTrainer
 
 COSTS_SECONDS = 10.0  # between two looks at what watching costs
@@ -71,6 +72,7 @@ class Step(TrainerCallback):
         self._spikes = Spikes()
         self._rate = 0.0
         self._tokens, self._since, self._steps = 0, time.monotonic(), 0
+        self._tally = Tally()
 
     # ---- Hugging Face's events ----
 
@@ -99,9 +101,9 @@ class Step(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, settings = state.global_step, self.trainer.settings
-        last = step >= state.max_steps or self._examine(step, state.max_steps)
         self._heartbeat.beat(job_step=step)
         self._count()
+        last = step >= state.max_steps or self._examine(step, state.max_steps)
         if step % settings.logging_steps == 0 or last:
             with self._costs.of(Cost.NUMBERS):
                 self._log_numbers(step)
@@ -215,6 +217,7 @@ class Step(TrainerCallback):
             steps_per_second=round(self._steps / seconds, 3),
             skipped_updates=self.trainer.guard.skipped,
             memory_bytes=memory_bytes(),
+            **self._tally.count(self.trainer.updates.rows, self.trainer.consumed),
             example=example,
         )
         self._log.say(

@@ -17,6 +17,7 @@ from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import checkpoints
+from daemon.worker import card
 from daemon.worker.evaluate import Examined, rng_states
 from daemon.worker.finite import NotFinite
 from daemon.worker.snapshot import Copies, State, lacking_memory
@@ -198,6 +199,7 @@ class Saver:
             _save(state.rng, folder / RNG)
             files.write_json(folder / PROGRESS, state.progress)
             files.write(folder / checkpoints.CONSUMED, state.consumed)
+            files.write(folder / card.NAME, card.card(state.manifest, self.assignment, self.settings))
             manifest = state.manifest.model_copy(update={"files": checkpoints.seal_files(folder)})
             manifest.save(folder / checkpoints.MANIFEST)
         checkpoints.prune(self.workspace, self.settings.save_total_limit)

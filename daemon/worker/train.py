@@ -13,6 +13,7 @@ from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
+from daemon.worker import curves
 from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
 from daemon.worker.callbacks import Orders, Step
 from daemon.worker.costs import Costs
@@ -26,6 +27,7 @@ from daemon.worker.memory import OutOfMemory
 from daemon.worker.packing import choose_layout
 from daemon.worker.reporting import end_reports, name_run, quieten
 from daemon.worker.saving import Saver
+from daemon.worker.suites import Suites
 from daemon.worker.trainer import JobTrainer, training_arguments
 
 
@@ -53,6 +55,9 @@ def train(assignment: Assignment, attempt: Attempt, heartbeat: Heartbeat, orders
     try:
         training.run()
         return training.finish()
+    except Exception:
+        training.draw_curves()
+        raise
     finally:
         training.saver.close()
 
@@ -82,6 +87,7 @@ class Training:
         assert self._stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
         self._token_losses = TokenLosses()
         self._holdout = self._open_holdout()
+        self._suites = Suites(assignment, settings, self._tokenizer, heartbeat, self._token_losses)
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
         self.saver.examined = self._start.examined
@@ -140,6 +146,12 @@ class Training:
             after, rows = self._step.evaluate_for_gate(job_step)
             evaluation = evaluation.model_copy(update={"after": after, "rows": rows})
         evaluation.save(self._attempt.evaluation)
+        self.draw_curves()
+        self._suites.leave(self._attempt, self._model, folder.name, self._orders, self._log.say)
+
+    def draw_curves(self) -> None:
+        """Pictures of the training so far."""
+        curves.leave(self._workspace.run(self._assignment.job), self._assignment.file, self._log.say)
 
     # ---- parts ----
 

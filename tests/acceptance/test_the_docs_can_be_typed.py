@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.acceptance.bench import COMMANDS, ENVIRONMENT, Bench, as_bytes, rows
 from tests.helpers_wheels import Environment, build
@@ -185,6 +186,24 @@ def test_the_rows_on_the_page_are_good_ones(make_bench: object, typist: Typist) 
     said = bench.command("training_queue", "validate", str(path), "--json")
     report = json.loads(said.stdout)["report"]
     assert (said.returncode, report["rows"], len(report["format"].split(", "))) == (0, 7, 6)
+
+
+def test_how_to_read_the_results(make_bench: object, tmp_path: Path) -> None:
+    bench: Bench = make_bench()  # type: ignore[operator]
+    (suite,) = blocks("docs/how-to/results.md", "json")
+    (bench.root / "data/benchmarks/mine.jsonl").write_text(suite)
+    bench.start()
+    bench.drop("x.jsonl", rows(8))
+    (job,) = bench.wait_for("completed")
+    typist = Typist(bench.root)
+    said = [typist.type(command.replace("ID", "x.jsonl")) for command in table_commands("docs/how-to/results.md")]
+    for name in ("report.md", "results.yaml", "curves.png"):
+        assert f"runs/{job}/{name}" in said[0]
+    mine = yaml.safe_load((bench.root / "runs" / job / "results.yaml").read_text())["metrics"]["mine"]
+    assert (mine["rows"], mine["left_out_rows"], mine["questions"], mine.get("reason")) == (4, 0, 3, None)
+    named = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/how-to/results.md").read_text(), re.M)
+    left = [name for cell in named for name in re.findall(r"`([\w.]+\.\w+)`", cell)]
+    assert len(left) == 6 and all((bench.root / "runs" / job / name).is_file() for name in left)
 
 
 def test_how_to_fill_the_queue_and_control_the_training(make_demo: object, tmp_path: Path) -> None:

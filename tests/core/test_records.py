@@ -10,13 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from daemon.core import attempts, records
 from daemon.core.records import ENDED_STATES, MOVES, WAITING_STATES, Job, Record, Sidecar, State
-from daemon.data import tokens
+from daemon.data import suites, tokens
 from daemon.models import base
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FORMATS: dict[str, type[BaseModel]] = {
     name: thing
-    for module in (records, attempts, tokens, base)
+    for module in (records, attempts, tokens, suites, base)
     for name, thing in vars(module).items()
     if isinstance(thing, type) and issubclass(thing, Record) and thing is not Record
 } | {"Sidecar": Sidecar}
