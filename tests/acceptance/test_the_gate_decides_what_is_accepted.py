@@ -12,9 +12,9 @@ from daemon.core import locks
 from tests.acceptance.bench import Bench, lines, rows
 
 pytestmark = pytest.mark.timeout(1200)  # seconds, on a very busy machine
-SECONDS = 300  # for what takes a few on a quiet one
+SECONDS = 120  # for what takes a few on a quiet one
 HOLDOUT = rows(8, start=5000)
-SPOILS = "learning_rate: 10\n"  # a rate at which every model forgets all that it knew
+SPOILS = "learning_rate: 1\n"  # a rate at which every model forgets all that it knew
 # Says who it is, keeps what it was given, and waits for its verdict.
 PATIENT = 'echo $$ >> judges; cat > case.json; while [ ! -e verdict ]; do sleep 0.1; done; exit "$(cat verdict)"'
 DEAF = "trap '' TERM; while :; do sleep 0.1; done"
@@ -117,11 +117,24 @@ def gone(pid: int) -> bool:
     return state == "Z" or locks.start_ticks(pid) is None
 
 
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A model that has something to forget: an adapter can make nothing worse of one that knows nothing."""
+    bench = Bench.make(tmp_path_factory.mktemp("knowing") / "w", model, warmup_steps=0)
+    bench.start()
+    try:
+        bench.drop("x.jsonl", rows(400, start=1))
+        bench.wait_for("completed", 1, SECONDS)
+        return bench.latest()
+    finally:
+        bench.end()
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_figures_a_person_and_a_judge_decide_and_the_next_file_grows_from_what_was_accepted(
-    method: str, make_bench: Callable[..., Bench]
+    method: str, make_bench: Callable[..., Bench], knowing: Path
 ) -> None:
-    bench = make_bench(training_method=method, warmup_steps=0)
+    bench = make_bench(of=knowing, training_method=method, warmup_steps=0)
     story = Story(bench)
     bench.start()
     first = story.drop()
@@ -197,9 +210,9 @@ def test_the_figures_a_person_and_a_judge_decide_and_the_next_file_grows_from_wh
 
 
 def test_a_crash_before_the_verdict_ends_in_the_gate_and_no_judge_is_waited_for_or_left_behind(
-    make_bench: Callable[..., Bench],
+    make_bench: Callable[..., Bench], knowing: Path
 ) -> None:
-    bench = make_bench(warmup_steps=0, gate=judged_by(PATIENT))
+    bench = make_bench(of=knowing, warmup_steps=0, gate=judged_by(PATIENT))
     story = Story(bench)
     bench.start()
     name = story.drop()
