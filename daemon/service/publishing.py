@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from daemon.core.attempts import Outcome
+from daemon.core.errors import WorkerExit
 from daemon.core.heartbeat import Phase
 from daemon.core.locks import boot_id
 from daemon.core.records import now
@@ -113,6 +115,9 @@ class Publishing:
         if context.judge.running:
             return "evaluating", "judge"
         newest = context.workspace.run(found.id).newest_attempt()
+        outcome = Outcome.load(newest.outcome) if newest else None
+        if outcome and outcome.code == WorkerExit.DONE:
+            return "evaluating", None  # the gate is about to decide
         return ("recovering" if newest and newest.number > 1 else "starting"), None
 
     def _job(self, found: Found | None) -> dict[str, Any] | None:

@@ -185,15 +185,13 @@ class Holdout:
         )
 
     def _show(self, prompt: list[int], golden: list[int], said: list[int] | None) -> dict[str, Any]:
-        golden_text = readable(self._tokenizer, golden)
-        output = None if said is None else readable(self._tokenizer, said)
         return {
             "prompt": readable(self._tokenizer, prompt),
-            "golden_answer": golden_text,
+            "golden_answer": readable(self._tokenizer, golden),
             "golden_tokens": len(golden),
-            "model_output": output,
+            "model_output": None if said is None else readable(self._tokenizer, said),
             "model_tokens": None if said is None else len(said),
-            "match": None if output is None else output.strip() == golden_text.strip(),
+            "match": None if said is None else text(self._tokenizer, said) == text(self._tokenizer, golden),
         }
 
 
@@ -208,11 +206,15 @@ def split(ids: np.ndarray, mask: np.ndarray) -> tuple[list[int], list[int]]:
     return ids[:start].tolist(), ids[start:end].tolist()
 
 
+def text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    """What tokens say, without special ones."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
 def readable(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    """Text for people, without special tokens, its middle left out where it is long."""
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-    half = SHOWN_CHARACTERS // 2
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+    """The same for people: the middle is left out where it is long."""
+    whole, half = text(tokenizer, tokens), SHOWN_CHARACTERS // 2
+    return whole if len(whole) <= SHOWN_CHARACTERS else f"{whole[:half]} … {whole[-half:]}"
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -24,7 +24,7 @@ from daemon.worker import baselines
 from daemon.worker.allowance import Allowance, Speeds, Unmeasured
 from daemon.worker.batches import TokenRows, pad
 from daemon.worker.callbacks import Orders
-from daemon.worker.evaluate import aside, eos_ids, pad_id, split
+from daemon.worker.evaluate import aside, eos_ids, pad_id, split, text
 from daemon.worker.generate import answer
 from daemon.worker.losses import TokenLosses
 
@@ -80,7 +80,9 @@ class Suites:
         tokenizer: PreTrainedTokenizerBase,
         heartbeat: Heartbeat,
         token_losses: TokenLosses,
+        stacks: Path | None = None,
     ) -> None:
+        self._stacks = stacks
         self._workspace = Workspace(Path(assignment.workspace))
         self._assignment, self._settings = assignment, settings
         self._tokenizer, self._heartbeat, self._token_losses = tokenizer, heartbeat, token_losses
@@ -170,7 +172,7 @@ class Suites:
     def _batches(self, rows: TokenRows, chosen: Any) -> Iterator[list[int]]:
         """By length, so that little is padded; the same rows in the same batches each time."""
         order = sorted(chosen, key=lambda i: (len(rows.row(i)[0]), i))
-        size = self._settings.micro_batch_rows
+        size = self._assignment.micro_batch_rows or self._settings.micro_batch_rows
         yield from (order[first : first + size] for first in range(0, len(order), size))
 
     def _note_speed(self, rows: TokenRows, batch: list[int], seconds: float) -> None:
@@ -183,13 +185,16 @@ class Suites:
         self, rows: TokenRows, questions: list[int], model: PreTrainedModel, allowance: Allowance
     ) -> float | None:
         """The share of the questions answered word for word; None where nothing is asked."""
+        if questions and self._assignment.no_generation_because:
+            raise Unmeasured(f"nothing is generated: {self._assignment.no_generation_because}")
         right = 0
         for batch in self._batches(rows, questions):
             allowance.check()
             pairs = [split(*rows.row(i)) for i in batch]
             answers = self._ask(model, pairs, allowance)
             right += sum(
-                self._text(said) == self._text(golden) for said, (_, golden) in zip(answers, pairs, strict=True)
+                text(self._tokenizer, said) == text(self._tokenizer, golden)
+                for said, (_, golden) in zip(answers, pairs, strict=True)
             )
         return right / len(questions) if questions else None
 
@@ -207,6 +212,7 @@ class Suites:
                 pad_id=self._pad_id,
                 eos_ids=eos_ids(model, self._tokenizer),
                 heartbeat=self._heartbeat,
+                stacks=self._stacks,
             )
         said = [tokens for tokens in answers.tokens if tokens is not None]
         if len(said) < len(pairs):
@@ -215,9 +221,6 @@ class Suites:
         self._speeds.generated[0] += sum(len(tokens) for tokens in said)
         self._speeds.generated[1] += time.monotonic() - began
         return said
-
-    def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     # ---- the base model ----
 

@@ -87,7 +87,7 @@ class Training:
         assert self._stream.total_steps == assignment.total_steps, "daemon and worker count the updates alike"
         self._token_losses = TokenLosses()
         self._holdout = self._open_holdout()
-        self._suites = Suites(assignment, settings, self._tokenizer, heartbeat, self._token_losses)
+        self._suites = Suites(assignment, settings, self._tokenizer, heartbeat, self._token_losses, attempt.stacks)
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
         self.saver.examined = self._start.examined

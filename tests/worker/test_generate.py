@@ -144,6 +144,16 @@ def test_what_fails_in_generation_is_said_and_nothing_else_happens(
     assert [e["model_output"] for e in examples] == [None] * 3 and examples[0]["golden_answer"]
 
 
+def test_answers_that_differ_where_the_shown_text_is_cut_do_not_match(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_rows: TokenRows, heartbeat: Heartbeat
+) -> None:
+    long, other = [5] * 600, [5] * 300 + [6] + [5] * 299
+    holdout = Holdout(token_rows, SETTINGS, tokenizer, heartbeat, TokenLosses())
+    shown = holdout._show([7], long, other)
+    assert shown["golden_answer"] == shown["model_output"] and "…" in shown["model_output"]
+    assert shown["match"] is False and holdout._show([7], long, long)["match"] is True
+
+
 def caches() -> int:
     gc.collect()
     return sum(issubclass(type(thing), Cache) for thing in gc.get_objects())

@@ -15,6 +15,7 @@ from daemon.worker import memory
 from daemon.worker.memory import is_exhausted
 from daemon.worker.train import Result, Training
 from tests.helpers_training import Going, make_attempt, make_place
+from tests.worker.test_exactness import change_model
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -55,9 +56,11 @@ def seal(training: Training, step: int) -> list[str]:
 def test_what_is_saved_is_the_beginning_of_the_update_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """With as many rows as before, so that nothing but the interruption could make a difference."""
     settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    whole = make_attempt(make_place(tmp_path / "whole"), **settings)
+    workspaces = [make_place(tmp_path / name) for name in ("whole", "w")]
+    for workspace in workspaces:
+        change_model(workspace, attention_dropout=0.1)
+    whole = make_attempt(workspaces[0], **settings)
     run(whole)
-    workspace = make_place(tmp_path / "w")
     first = make_attempt(workspace, **settings)
     fail_in_backward(first, 4, 3, 0)
     ended = run(first)
