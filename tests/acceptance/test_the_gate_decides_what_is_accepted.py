@@ -250,9 +250,8 @@ def test_a_crash_before_the_verdict_ends_in_the_gate_and_no_judge_is_waited_for_
     # nobody is there when the worker ends
     bench.configure(gate={"mode": "auto"})
     name = story.drop(spoils=True)
-    bench.wait(
-        lambda: list(bench.root.glob(f"runs/{story.find(name, 'processing') or '-'}/attempts/1")), SECONDS, "begun"
-    )
+    attempt = "runs/{}/attempts/1/heartbeat"  # handed over, and alive
+    bench.wait(lambda: (bench.root / attempt.format(story.find(name, "processing"))).exists(), SECONDS, "begun")
     bench.kill_daemon()
     outcome = bench.root / f"runs/{story.find(name, 'processing')}/attempts/1/outcome.json"
     bench.wait(outcome.exists, SECONDS, "the worker has ended")
