@@ -276,10 +276,10 @@ def succeed(bench: Bench, *words: str) -> None:
 
 
 def ended(bench: Bench, worker: Worker) -> list[str]:
-    """How the daemon says that this attempt has ended."""
+    """How the daemon says that this attempt has ended; one that leaves and one that starts may both say it."""
     number = int(worker.attempt.name)
     events = bench.events("attempt_ended")
-    return [e["ending"] for e in events if (e["job"], e["attempt"]) == (worker.job, number)]
+    return sorted({e["ending"] for e in events if (e["job"], e["attempt"]) == (worker.job, number)})
 
 
 # ---- what is there afterwards ----
