@@ -1,5 +1,6 @@
 """What watching costs: one wrapper around all of it, and its sums on disk."""
 
+import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from daemon.core import files, room
+from daemon.core import files
 from daemon.core.records import now
 
 
@@ -63,7 +64,10 @@ class Costs:
         return sum(self.seconds[cost] for cost in WATCHING)
 
     def show(self, *, after_seconds: float = 0.0) -> None:
-        """Write the sums, where it was so long ago. A disk that takes nothing loses them, and training goes on."""
+        """Write the sums, where it was so long ago. What cannot be written is lost, and training goes on.
+
+        A daemon that starts clears what was left half written beside its status, this file's temporary too.
+        """
         if time.monotonic() - self._shown_at < after_seconds:
             return
         self._shown_at, elapsed = time.monotonic(), self.elapsed
@@ -75,7 +79,7 @@ class Costs:
             }
             for cost in Cost
         }
-        try:
+        with contextlib.suppress(OSError):
             files.write_json(
                 self._path,
                 {
@@ -88,6 +92,3 @@ class Costs:
                     "costs": facts,
                 },
             )
-        except OSError as error:
-            if room.refusal(error) is None:
-                raise

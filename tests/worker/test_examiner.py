@@ -116,6 +116,13 @@ def test_what_is_counted_inside_another_cost_is_counted_once(tmp_path: Path) -> 
     assert shown and shown["watching_percent"] == shown["costs"]["numbers"]["percent"] > 0
 
 
+def test_costs_that_cannot_be_written_end_no_training(tmp_path: Path) -> None:
+    """The folder is gone, as the temporary is where a daemon that starts has cleared it."""
+    training = make_attempt(make_place(tmp_path), Going(holdout=True), **OFTEN)
+    (tmp_path / "status").rmdir()
+    assert run(training).job_step == 6
+
+
 PATIENT = {**OFTEN, "early_stopping_patience": 2, "eval_examples": 0, "max_watching_percent": 1}
 
 
