@@ -77,9 +77,9 @@ def test_a_job_in_which_it_hung_before_generates_nothing(tmp_path: Path) -> None
 def test_evaluations_that_would_take_too_much_of_the_time_are_left_out(tmp_path: Path) -> None:
     settings = {**OFTEN, "max_watching_percent": 30, "eval_examples": 0}
     training = make_attempt(make_place(tmp_path), Going(holdout=True), **settings)
-    slow_loss(training, 0.2)
+    slow_loss(training, 1.0)
     for step in range(1, 7):
-        training._trainer.add_callback(At(step, lambda: time.sleep(0.3)))
+        training._trainer.add_callback(At(step, lambda: time.sleep(0.9)))
     run(training)
     steps = [e["job_step"] for e in log(tmp_path, "eval")]
     assert steps[0] == 0 and steps[-1] == 6 and 2 < len(steps) < 7
