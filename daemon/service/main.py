@@ -171,7 +171,8 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         self._context.reload_config()
         self._starting.look_for_model()
-        trash.clear_leftovers(self._workspace.status_folder)
+        if not self._context.runner.alive():  # a worker that is adopted writes there too
+            trash.clear_leftovers(self._workspace.status_folder)
         self._context.tracker.event(
             "daemon_started", f"the daemon runs on {self._workspace.root}", pid=os.getpid(), version=version(PACKAGE)
         )

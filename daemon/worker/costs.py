@@ -64,10 +64,7 @@ class Costs:
         return sum(self.seconds[cost] for cost in WATCHING)
 
     def show(self, *, after_seconds: float = 0.0) -> None:
-        """Write the sums, where it was so long ago. What cannot be written is lost, and training goes on.
-
-        A daemon that starts clears what was left half written beside its status, this file's temporary too.
-        """
+        """Write the sums, where it was so long ago. What cannot be written is lost, and training goes on."""
         if time.monotonic() - self._shown_at < after_seconds:
             return
         self._shown_at, elapsed = time.monotonic(), self.elapsed
