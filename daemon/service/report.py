@@ -17,6 +17,11 @@ from daemon.service.results import read_results
 SHOWN_CHARACTERS = 120
 SAMPLES = 4
 SKIPPED_SHOWN = 10
+# Of the log: what a training did not do to its end, in words.
+ENDED_BEFORE = {
+    "stopped_early": "training ended before the last row",
+    "generation_off": "nothing more was generated",
+}
 # Of events.jsonl: what went wrong and was mended, or waits for somebody.
 INCIDENTS = ("checkpoint_damaged", "set_aside", "model_damaged", "trained_again", "error")
 
@@ -170,7 +175,13 @@ def _incidents(workspace: Workspace, run: Run, lines: list[Line]) -> Iterator[st
     said = [*_attempts(run), *_skipped(lines)]
     timeouts = sum(line.get("generation_timeouts") or 0 for line in history.of_kind(lines, "eval"))
     if timeouts:
-        said.append(f"- {timeouts} evaluations in which an answer took too long; such answers count as unknown")
+        said.append(f"- {timeouts} evaluations whose answers took too long or failed; such answers count as unknown")
+    said += [f"- {ENDED_BEFORE[e['event']]}: {_line(e['reason'])}" for e in lines if e.get("event") in ENDED_BEFORE]
+    left_out = [line["left_out"] for line in lines if line.get("left_out")]
+    if left_out:
+        said.append(
+            f"- {len(left_out[-1])} rows were left out: two attempts ended for updates with them (see log.jsonl)"
+        )
     inexact = [line["inexact"] for line in lines if line.get("inexact")]
     if inexact:
         said.append(f"- it went on, but not bit for bit: {_line(inexact[-1])}")

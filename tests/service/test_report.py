@@ -73,7 +73,7 @@ def test_a_failed_job_says_why_what_to_do_and_what_had_happened(workspace: Works
         "attempt 1: ended by signal 9",
         "attempt 2: done: trained to the end",
         "update 14 was kept out of the weights: loss NaN, gradient norm Infinity; its rows stand in lines 3, 4",
-        "1 evaluations in which an answer took too long",
+        "1 evaluations whose answers took too long or failed",
         "checkpoint-8 is damaged",
     ):
         assert said in told, told
@@ -146,3 +146,12 @@ def test_the_accepted_model_before_is_what_its_own_attempts_have_measured(worksp
     assert found["previous_version"]["t"]["exact_match"] is None
     assert found["previous_version"]["t"]["reason"] == results.NO_RESULTS_BEFORE
     assert found["base_model"]["s"]["exact_match"] == 0.0
+
+
+def test_what_was_not_done_to_its_end_is_told(workspace: Workspace) -> None:
+    early = line("event", 14, 2, second=15, event="stopped_early", reason="no better in 3 evaluations")
+    silent = line("event", 14, 2, second=15, event="generation_off", reason="three in a row")
+    started = line("event", 10, 2, second=14, event="started", left_out=[3, 4])
+    told = page(workspace, a_run(workspace, [*LOG, started, early, silent]), State.COMPLETED)
+    assert "training ended before the last row: no better in 3 evaluations" in told
+    assert "nothing more was generated: three in a row" in told and "2 rows were left out" in told
