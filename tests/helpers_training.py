@@ -14,7 +14,7 @@ from daemon.core.paths import Workspace
 from daemon.data.tokens import TokensWriter, packed
 from daemon.worker import embedded
 from daemon.worker.callbacks import Orders
-from daemon.worker.train import Training
+from daemon.worker.train import Result, Training
 
 ROWS, UPDATES = 24, 6
 BASE = "models/base/tiny"
@@ -91,6 +91,15 @@ def make_attempt(workspace: Workspace, going: Going = Going(), **settings: Any) 
         **going.assigned,
     )
     return Training(assignment, attempt, Heartbeat(attempt.heartbeat), Orders(attempt), "bitwise")
+
+
+def run(training: Training) -> Result:
+    """To its end, as an attempt does."""
+    try:
+        training.run()
+        return training.finish()
+    finally:
+        training.saver.close()
 
 
 class At(TrainerCallback):

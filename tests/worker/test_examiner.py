@@ -12,16 +12,8 @@ from daemon.core.errors import BadConfig
 from daemon.models import checkpoints
 from daemon.worker.costs import Cost, Costs
 from daemon.worker.examiner import rows_to_watch
-from daemon.worker.train import Result, Training
-from tests.helpers_training import At, Going, make_attempt, make_place
-
-
-def run(training: Training) -> Result:
-    try:
-        training.run()
-        return training.finish()
-    finally:
-        training.saver.close()
+from daemon.worker.train import Training
+from tests.helpers_training import At, Going, make_attempt, make_place, run
 
 
 def log(root: Path, kind: str) -> list[dict[str, Any]]:

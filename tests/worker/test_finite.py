@@ -15,7 +15,7 @@ from daemon.models import checkpoints
 from daemon.worker.finite import NotFinite
 from daemon.worker.train import Training
 from daemon.worker.trainer import JobTrainer
-from tests.helpers_training import At, Going, make_attempt, make_place, make_training
+from tests.helpers_training import At, Going, make_attempt, make_place, make_training, run
 
 AT = 3  # the update that is disturbed, counted from 1; there are six of four rows
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
@@ -156,11 +156,3 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(NotFinite):
         run(training)
     assert [folder.name for folder in checkpoints.every(Workspace(tmp_path / "w"))] == ["checkpoint-2"]
-
-
-def run(training: Training) -> None:
-    try:
-        training.run()
-        training.finish()
-    finally:
-        training.saver.close()

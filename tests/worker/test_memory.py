@@ -13,8 +13,8 @@ from daemon.core.errors import WorkerExit
 from daemon.models import checkpoints
 from daemon.worker import memory
 from daemon.worker.memory import is_exhausted
-from daemon.worker.train import Result, Training
-from tests.helpers_training import Going, make_attempt, make_place
+from daemon.worker.train import Training
+from tests.helpers_training import Going, make_attempt, make_place, run
 from tests.worker.test_exactness import change_model
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
@@ -37,14 +37,6 @@ def fail_in_backward(training: Training, update: int, micro_batch: int, most_row
 
 def raise_no_memory(_: Any) -> None:
     raise NO_MEMORY
-
-
-def run(training: Training) -> Result:
-    try:
-        training.run()
-        return training.finish()
-    finally:
-        training.saver.close()
 
 
 def seal(training: Training, step: int) -> list[str]:

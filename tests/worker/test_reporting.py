@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,9 @@ from transformers.integrations import integration_utils
 
 from daemon.core import files
 from daemon.worker import reporting
-from daemon.worker.train import Training
-from tests.helpers_training import At, Going, make_attempt, make_place
+from tests.helpers_training import At, Going, make_attempt, make_place, run
 
 TOLD = {"training_args": {"report_to": ["tensorboard"]}, "logging_steps": 1}
-
-
-def run(training: Training) -> None:
-    try:
-        training.run()
-        training.finish()
-    finally:
-        training.saver.close()
 
 
 def told(folder: Path, tag: str) -> dict[int, float]:
@@ -58,6 +50,7 @@ def test_the_figures_of_the_log_are_told_to_one_run_over_an_interruption(tmp_pat
     first._trainer.add_callback(At(5, lambda: setattr(first._trainer.control, "should_training_stop", True)))
     first.run()
     first.saver.close()
+    time.sleep(1.1)  # tensorboardX names its file by the second, and here both attempts are one process
     run(make_attempt(workspace, Going(resume="current_model/checkpoint-4", holdout=True), **TOLD))
     log = [line for line in files.read_lines(tmp_path / "runs/job/log.jsonl") if line["kind"] == "log"]
     losses = told(tmp_path / "runs/job/tensorboard", "train/loss")
