@@ -41,11 +41,15 @@ def judge(data: bytes) -> str:
     return "good" if status["status"] in STATES and isinstance(status["queue"], dict) else "not valid"
 
 
-def read(path: Path, reads: int) -> tuple[Counter[str], set[str]]:
-    """So many reads, as fast as they go: how many were what, and the different contents by their time."""
+def read(path: Path, reads: int, versions_wanted: int) -> tuple[Counter[str], set[str]]:
+    """At least so many reads, as fast as they go, and on until so many statuses were seen or a minute is over.
+
+    Returns how many were what, and the different contents by their time.
+    """
     found: Counter[str] = Counter()
     versions: set[str] = set()
-    for _ in range(reads):
+    until = time.monotonic() + 60
+    while found.total() < reads or (len(versions) < versions_wanted and time.monotonic() < until):
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -58,14 +62,14 @@ def read(path: Path, reads: int) -> tuple[Counter[str], set[str]]:
     return found, versions
 
 
-def read_together(root: Path, reads: int, readers: int) -> dict[str, Any]:
-    """So many reads of a workspace's status, shared by processes."""
+def read_together(root: Path, reads: int, readers: int, *, versions: int = 1) -> dict[str, Any]:
+    """At least so many reads of a workspace's status, shared by processes, each of which sees so many statuses."""
     path, began = Workspace(root).status, time.monotonic()
     with get_context("spawn").Pool(readers) as pool:
-        parts = pool.starmap(read, [(path, -(-reads // readers))] * readers)
+        parts = pool.starmap(read, [(path, -(-reads // readers), versions)] * readers)
     found: Counter[str] = sum((counts for counts, _ in parts), Counter())
-    versions = set().union(*(seen for _, seen in parts))
-    return {"found": found, "versions": len(versions), "seconds": time.monotonic() - began}
+    seen = set().union(*(versions for _, versions in parts))
+    return {"found": found, "versions": len(seen), "seconds": time.monotonic() - began}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from tests.acceptance.bench import Bench, rows
 from tests.helpers_readers import busy, judge, read_together
 
-READS, READERS = 5000, 2
+READS, READERS, STATUSES = 5000, 2, 5
 
 
 def test_five_thousand_reads_find_a_whole_status(make_bench: Callable[..., Bench]) -> None:
@@ -19,12 +19,12 @@ def test_five_thousand_reads_find_a_whole_status(make_bench: Callable[..., Bench
     path = bench.root / "status/training_status.json"
     with busy(bench), path.open("rb") as held:
         mine = held.read()
-        told = read_together(bench.root, READS, READERS)
+        told = read_together(bench.root, READS, READERS, versions=STATUSES)
         bench.wait(lambda: path.read_bytes() != mine, 30, "another status")
         held.seek(0)
         assert held.read() == mine, "what a reader has open is replaced, not written over"
-    assert told["found"] == {"good": READS}
-    assert told["versions"] > 1, "the writer was not busy"
+    assert set(told["found"]) == {"good"} and told["found"]["good"] >= READS
+    assert told["versions"] >= STATUSES, "the writer was not busy"
 
 
 @pytest.mark.parametrize(("data", "said"), [(b"", "unparsable"), (b'{"status"', "unparsable"), (b"{}", "incomplete")])
