@@ -116,11 +116,27 @@ def find_parent(workspace: Workspace, job: str, settings: Settings) -> Parent:
             f"config.json says training_method {settings.training_method}; the accepted model is {manifest.method}.",
             f"set training_method back to {manifest.method}, or start another workspace",
         )
+    _check_adapter(workspace, manifest, settings)
     name, lineage, step = checkpoints.parent_of(folder, job), manifest.lineage, manifest.step
     if manifest.job == job and not manifest.final:
         lineage, step = lineage[:-1], step - lineage[-1].steps
     part = Part(tuple(entry for entry in lineage if entry.job == job))
     return Parent(name, lineage, step - part.steps, part, manifest)
+
+
+def _check_adapter(workspace: Workspace, accepted: Manifest, settings: Settings) -> None:
+    """Raises BadConfig where the accepted adapter is another than the settings want: it goes on as it began."""
+    frozen = workspace.run(accepted.job).config
+    if not settings.adapter or not frozen.is_file():
+        return
+    before = Settings.model_validate(yaml.safe_load(frozen.read_text())).lora
+    changed = [name for name in type(before).model_fields if getattr(before, name) != getattr(settings.lora, name)]
+    if changed:
+        was = ", ".join(f"{name} {getattr(before, name)}" for name in changed)
+        raise BadConfig(
+            f"config.json has another lora.{', lora.'.join(changed)} than the accepted adapter, which has {was}.",
+            "set it back in config.json, or start another workspace",
+        )
 
 
 def check_kept_part(found: Found, settings: Settings, parent: Parent) -> None:
