@@ -19,7 +19,7 @@ MICRO, ACCUMULATION, EPOCHS, RATE, WARMUP = 2, 3, 2, 2e-3, 7
 UPDATE = MICRO * ACCUMULATION
 
 
-@pytest.mark.parametrize(("method", "packing"), [("full", True), ("lora", True), ("full", False)])
+@pytest.mark.parametrize(("method", "packing"), [("full", True), ("lora", True), ("full", False), ("lora", False)])
 def test_three_files_in_a_row(
     method: str, packing: bool, make_bench: Callable[..., Bench], tmp_path: Path, model: Path
 ) -> None:

@@ -17,7 +17,7 @@ PAUSES = 3
 
 
 @pytest.mark.timeout(1200)  # a minute each on two quiet cores
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [pytest.param(seed, id=f"{Case.of(seed).method}-{seed}") for seed in SEEDS])
 def test_interrupted_at_random(seed: int, dropout_model: Path, tmp_path: Path) -> None:
     told = compare(Case.of(seed), dropout_model, tmp_path)
     assert told.equal
