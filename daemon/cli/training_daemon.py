@@ -59,7 +59,7 @@ def init(
     demo: Annotated[bool, typer.Option("--demo", help="A tiny model made here, with files to train it on.")] = False,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the model.")] = None,
     method: Annotated[
-        Literal["full", "lora"] | None, typer.Option(help="Train all weights or an adapter; else what fits.")
+        Literal["full", "lora", "qlora"] | None, typer.Option(help="Train all weights or an adapter; else what fits.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,6 +16,7 @@ from daemon.core.sections import Gate, Lora, Positive, Strict, check_gate
 
 ENV_PREFIX = "TRAINING_"
 Auto = Literal["auto"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 # The columns of the formats that rows may have, as column_map may name them.
@@ -32,8 +33,8 @@ class Settings(BaseModel):
 
     model_name: str
     base_model: str  # a folder, relative to the workspace
-    training_method: Literal["full", "lora"] = "full"
-    lora: Lora = Lora()
+    training_method: Literal["full", "lora", "qlora"] = "full"
+    lora: Lora = Lora()  # also of qlora, upon weights of four bits
     max_length: Positive = 4096  # tokens a row
     enable_thinking: bool | None = None  # handed to the chat template; None = as the template does by itself
     excess_length: Literal["drop", "truncate", "reject"] = "drop"  # of longer rows: left out, cut, or counted as bad
@@ -45,6 +46,7 @@ class Settings(BaseModel):
     lr_schedule_scope: Literal["lineage", "job"] = "lineage"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     num_train_epochs: Positive = 1
+    attn_implementation: Attention = "auto"  # auto: flash where it is installed, else as the model has it
     packing: bool = True  # several rows in one sequence, inside an update
     logging_steps: Positive = 10
     eval_steps: Positive = 200
@@ -88,9 +90,14 @@ class Settings(BaseModel):
         return min(4, self.update_rows)
 
     @property
+    def adapter(self) -> bool:
+        """Whether an adapter is trained, and the base model is not."""
+        return self.training_method != "full"
+
+    @property
     def rate(self) -> float:
         """The learning rate after warmup."""
-        return self.learning_rate or (2e-5 if self.training_method == "full" else 2e-4)
+        return self.learning_rate or (2e-4 if self.adapter else 2e-5)
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> tuple[Settings, list[str]]:
@@ -139,7 +146,7 @@ def parse(given: dict[str, Any], source: str) -> tuple[Settings, list[str]]:
     _check_together(settings, source)
     check_gate(settings.gate, source)
     check_column_map(settings.column_map, source)
-    if settings.training_method == "full" and settings.rate > 1e-4:
+    if not settings.adapter and settings.rate > 1e-4:
         notices.append(f"{source}: learning_rate {settings.rate:g} is high for full fine-tuning (usual: 1e-5 to 5e-5)")
     return settings, notices
 

@@ -8,7 +8,7 @@ from typing import Any
 from daemon.core import config, files
 from daemon.core.errors import Refused
 from daemon.core.paths import Workspace
-from daemon.models import base, estimate
+from daemon.models import base, estimate, methods
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def _make(
     data: Mapping[str, str],
     method: estimate.Method | None,
 ) -> Made:
+    methods.check(method or "full")
     there = _settings_there(workspace, name)
     _refuse_files_in_the_way(workspace)
     model = install()

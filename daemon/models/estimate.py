@@ -9,16 +9,19 @@ import psutil
 
 from daemon.core.config import Settings
 from daemon.core.sections import Lora
-from daemon.models import weights
+from daemon.models import methods, weights
 
 FULL_BYTES = 16  # a parameter: weight, gradient and two moments of Adam, each float32
+FOUR_BITS = 0.6  # bytes a parameter, constants of the quantisation and what is not quantised included
 SAVED_BYTES = 12  # a parameter in a checkpoint: weight and two moments
 USABLE = 0.8  # of the machine's memory: the rest is the system's, and the room for what a guess misses
 USUAL_ROW_TOKENS = 1024  # what a micro-batch is sized for; few rows are longer
 UPDATE_ROWS = 16
 OWN_MAX_LENGTH = 4096
 NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe")
-Method = Literal["full", "lora"]
+CPU_ROWS = 4  # a micro-batch: more of them keep a processor no busier
+GPU_ROWS = 64
+Method = Literal["full", "lora", "qlora"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Machine:
 
     name: str
     memory_bytes: int
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Estimate:
     adapter_parameters: int
     full_bytes: int
     lora_bytes: int
+    qlora_bytes: int
     machine: str
     machine_bytes: int
     method: Method
@@ -48,6 +53,11 @@ class Estimate:
     micro_batch_rows: int
     accumulation: int
     learning_rate: float
+
+    @property
+    def needed_bytes(self) -> int:
+        """With the method that was chosen."""
+        return {"full": self.full_bytes, "lora": self.lora_bytes, "qlora": self.qlora_bytes}[self.method]
 
     def settings(self) -> dict[str, Any]:
         """What was chosen, as keys of config.json."""
@@ -66,17 +76,14 @@ class Estimate:
 
 def estimate(folder: Path, method: Method | None = None, on: Machine | None = None) -> Estimate:
     """Choose the method, unless it is given, and the batch, for the model in `folder` on this machine or another."""
-    tensors, config, found = weights.shapes(folder), json.loads((folder / "config.json").read_text()), on or machine()
+    tensors, config, found = weights.shapes(folder), _config(folder), on or machine()
     parameters, adapter = weights.count(tensors), _adapter(tensors, Lora().r)
-    fixed: dict[Method, int] = {
-        "full": FULL_BYTES * parameters,
-        "lora": 4 * parameters + FULL_BYTES * adapter,
-    }
+    fixed = _fixed(parameters, adapter)
     longest = min(OWN_MAX_LENGTH, _number(config, "max_position_embeddings", OWN_MAX_LENGTH))
     row = activations(config, min(longest, USUAL_ROW_TOKENS))
     usable = int(found.memory_bytes * USABLE)
     chosen, reason = _choose(method, {m: size + row for m, size in fixed.items()}, usable, found)
-    rows = next((n for n in (8, 4, 2) if fixed[chosen] + n * row <= usable), 1)
+    rows = _most_rows(usable - fixed[chosen], row, at_most=8)
     saved = SAVED_BYTES * (parameters if chosen == "full" else adapter)
     defaults = Settings(model_name="", base_model="", training_method=chosen)
     return Estimate(
@@ -84,6 +91,7 @@ def estimate(folder: Path, method: Method | None = None, on: Machine | None = No
         adapter_parameters=adapter,
         full_bytes=fixed["full"] + row,
         lora_bytes=fixed["lora"] + row,
+        qlora_bytes=fixed["qlora"] + row,
         machine=found.name,
         machine_bytes=found.memory_bytes,
         method=chosen,
@@ -96,6 +104,35 @@ def estimate(folder: Path, method: Method | None = None, on: Machine | None = No
         accumulation=UPDATE_ROWS // rows,
         learning_rate=defaults.rate,
     )
+
+
+def fitting_rows(folder: Path, method: Method, tokens: int, at_most: int, on: Machine | None = None) -> int:
+    """How many rows of `tokens` a micro-batch may have, for the model in `folder`: a power of two, or `at_most`."""
+    tensors, found = weights.shapes(folder), on or machine()
+    fixed = _fixed(weights.count(tensors), _adapter(tensors, Lora().r))[method]
+    free = int(found.memory_bytes * USABLE) - fixed
+    return _most_rows(free, activations(_config(folder), tokens), min(at_most, GPU_ROWS if found.gpu else CPU_ROWS))
+
+
+def _fixed(parameters: int, adapter: int) -> dict[Method, int]:
+    """Bytes that are taken however short the rows are."""
+    return {
+        "full": FULL_BYTES * parameters,
+        "lora": 4 * parameters + FULL_BYTES * adapter,
+        "qlora": int(FOUR_BITS * parameters) + FULL_BYTES * adapter,
+    }
+
+
+def _most_rows(free: int, row: int, at_most: int) -> int:
+    rows = 1
+    while rows < at_most and min(2 * rows, at_most) * row <= free:
+        rows = min(2 * rows, at_most)
+    return rows
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def activations(config: dict[str, Any], tokens: int) -> int:
@@ -124,7 +161,9 @@ def _largest_gpu() -> Machine | None:
         return None
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        found = [Machine(pynvml.nvmlDeviceGetName(h), int(pynvml.nvmlDeviceGetMemoryInfo(h).total)) for h in handles]
+        found = [
+            Machine(pynvml.nvmlDeviceGetName(h), int(pynvml.nvmlDeviceGetMemoryInfo(h).total), True) for h in handles
+        ]
     except pynvml.NVMLError:
         return None
     finally:
@@ -139,10 +178,15 @@ def _choose(given: Method | None, need: dict[Method, int], usable: int, found: M
         return given, f"as asked; about {readable(need[given])} {fits} {place}"
     if need["full"] <= usable:
         return "full", f"all weights learn: about {readable(need['full'])} fits into {place}"
-    fits = "fits" if need["lora"] <= usable else "is the least there is, and may not fit"
+    too_much = f"full training needs about {readable(need['full'])}, more than {place}"
+    if need["lora"] <= usable:
+        return "lora", f"{too_much}; LoRA with about {readable(need['lora'])} fits"
+    if methods.can_quantise():
+        fits = "fits" if need["qlora"] <= usable else "is the least there is, and may not fit"
+        return "qlora", f"{too_much}, as is LoRA; QLoRA with about {readable(need['qlora'])} {fits}"
     return "lora", (
-        f"full training needs about {readable(need['full'])}, more than {place}; "
-        f"LoRA with about {readable(need['lora'])} {fits}"
+        f"{too_much}; LoRA with about {readable(need['lora'])} may not fit; "
+        f"QLoRA (pip install {methods.QUANTISING}) takes about {readable(need['qlora'])}"
     )
 
 

@@ -15,7 +15,7 @@ from daemon.core.records import IntakeReport, State
 from daemon.data import holdout, suites, tokens
 from daemon.jobs import ledger, remedies
 from daemon.jobs.store import Found
-from daemon.models import base, checkpoints
+from daemon.models import base, checkpoints, methods
 from daemon.models.checkpoints import Part
 from daemon.service import progress
 
@@ -64,13 +64,14 @@ def thaw(workspace: Workspace, job: str) -> None:
 
 
 def check_model(workspace: Workspace, settings: Settings) -> Path:
-    """The base model's folder. Raises BadConfig where it is not there."""
+    """The base model's folder. Raises BadConfig where it is not there, or cannot be trained as it is to be."""
     folder = workspace.root / settings.base_model
     if not (folder / "config.json").is_file():
         raise BadConfig(
             f"config.json names the base model {settings.base_model}, and there is no model in that folder.",
             "bring it with: training_daemon init DIR --model PATH (or --demo); or correct base_model in config.json",
         )
+    methods.check(settings.training_method)
     return folder
 
 

@@ -8,7 +8,7 @@ NAME = "README.md"
 
 def card(manifest: Manifest, assignment: Assignment, settings: Settings) -> str:
     """What the weights are and what has made them. What was measured of them stands in the run's folder."""
-    adapter = manifest.method != "full"
+    adapter = settings.adapter
     what = f"{'a LoRA adapter upon' if adapter else 'a full fine-tune of'} {settings.model_name}"
     return "\n".join(
         [
@@ -44,6 +44,7 @@ def _row(entry: Trained) -> str:
 
 
 def _method(settings: Settings) -> str:
-    if settings.training_method == "full":
+    if not settings.adapter:
         return "full fine-tuning"
-    return f"LoRA, r {settings.lora.r}, alpha {settings.lora.alpha}, dropout {settings.lora.dropout:g}"
+    name = "QLoRA (base in four bits)" if settings.training_method == "qlora" else "LoRA"
+    return f"{name}, r {settings.lora.r}, alpha {settings.lora.alpha}, dropout {settings.lora.dropout:g}"

@@ -32,7 +32,8 @@ def aside(model: PreTrainedModel, heartbeat: Heartbeat, phase: Phase) -> Iterato
     states = rng_states()
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # with a cache of keys and values all would be compiled anew
+            yield
     finally:
         model.train(training)
         model.config.use_cache = use_cache

@@ -1,5 +1,6 @@
 """Checkpoints of the worker: copied, written aside, hashed, synced, renamed; the manifest comes last."""
 
+import json
 import platform
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from daemon.core.paths import Workspace
 from daemon.core.records import now
 from daemon.models import checkpoints
 from daemon.worker import card
+from daemon.worker.arithmetic import Arithmetic
 from daemon.worker.evaluate import Examined, rng_states
 from daemon.worker.finite import NotFinite
 from daemon.worker.snapshot import Copies, State, lacking_memory
@@ -45,9 +47,11 @@ VERSIONS = {**{name: version(name) for name in LIBRARIES}, "python": platform.py
 def plan_digest(assignment: Assignment) -> str:
     """All that decides rows, order and arithmetic of a job, as one hash."""
     meta = files.read_json(Path(assignment.workspace) / assignment.tokens / "tokens.json") or {}
+    settings = Settings.model_validate(assignment.settings)
     return checkpoints.lineage_digest(
         {
-            "settings": repr(sorted(assignment.settings.items())),
+            # A release may have more settings than the one with which the job began.
+            "settings": json.dumps(settings.model_dump(mode="json", exclude_defaults=True), sort_keys=True),
             "data": assignment.data_sha256,
             "tokens": str(meta.get("key")),
             "base": assignment.base_model_sha256,
@@ -56,12 +60,12 @@ def plan_digest(assignment: Assignment) -> str:
     )
 
 
-def versions() -> dict[str, str]:
-    """All whose change may round otherwise: the libraries, and the processors."""
+def versions(calculated: Arithmetic) -> dict[str, str]:
+    """All whose change may round otherwise: libraries, processors, numbers, attention, kernels."""
     model = next((line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     cpu = f"{model} ({torch.backends.cpu.get_cpu_capability()})"
-    return {**VERSIONS, "processors": ", ".join([cpu, *gpus])}
+    return {**VERSIONS, **calculated.names(), "processors": ", ".join([cpu, *gpus])}
 
 
 def _cpu_lines() -> list[str]:
@@ -172,7 +176,7 @@ class Saver:
     def _state(self, trainer: JobTrainer, losses: list[float], final: bool) -> State:
         assert trainer.optimizer is not None, "there is no step without one"
         weights = self._model(trainer).state_dict()
-        if self.settings.training_method == "lora":
+        if self.settings.adapter:
             trained = {name for name, parameter in self._model(trainer).named_parameters() if parameter.requires_grad}
             weights = {name: tensor for name, tensor in weights.items() if name in trained}
         return State(
@@ -184,6 +188,7 @@ class Saver:
                 "layout": trainer.updates.layout.value,
                 "skipped_in_a_row": trainer.guard.in_a_row,
                 "examined": asdict(self.examined),
+                "loss_scale": trainer.loss_scale.state,
             },
             consumed=bytes(trainer.consumed),
             manifest=self._manifest(trainer, final),
@@ -211,7 +216,7 @@ class Saver:
         return trainer.accelerator.unwrap_model(trainer.model)
 
     def _write_model(self, trainer: JobTrainer, state: State, folder: Path) -> None:
-        more = {"save_embedding_layers": False} if self.settings.training_method == "lora" else {}
+        more = {"save_embedding_layers": False} if self.settings.adapter else {}
         self._model(trainer).save_pretrained(folder, state_dict=state.model, **more)
         base = self.workspace.root / self.assignment.base_model
         for name in TOKENIZER_FILES:
@@ -251,7 +256,7 @@ class Saver:
             micro_batch_rows=trainer.updates.micro_batch_rows,
             micro_batch_asked=self.settings.micro_batch_rows,
             plan=plan_digest(given),
-            versions=versions(),
+            versions=versions(trainer.arithmetic),
             threads=torch.get_num_threads(),
             exactness=self.exactness,
             inexact=self.inexact,

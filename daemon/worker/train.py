@@ -13,14 +13,15 @@ from daemon.core.errors import BadConfig, WorkerExit
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Attempt, Workspace
 from daemon.models import checkpoints
-from daemon.worker import curves
-from daemon.worker.batches import Stream, TokenRows, Updates, derive_seed, pad
+from daemon.worker import arithmetic, curves
+from daemon.worker.arithmetic import LossScale
+from daemon.worker.batches import Layout, Stream, TokenRows, Updates, derive_seed, pad
 from daemon.worker.callbacks import Orders, Step
 from daemon.worker.costs import Costs
 from daemon.worker.evaluate import Holdout, aside, pad_id
 from daemon.worker.examiner import Examiner
 from daemon.worker.finite import Guard
-from daemon.worker.loading import find_start, load_model, prepare_torch
+from daemon.worker.loading import find_start, load_model, prepare_torch, why_inexact
 from daemon.worker.log import Log
 from daemon.worker.losses import TokenLosses
 from daemon.worker.memory import OutOfMemory
@@ -42,6 +43,7 @@ class Result:
     remedy: str | None = None
 
 
+CALCULATION = ("numbers", "attention", "kernels", "compiled", "weights")  # facts of the line of the start
 LESS_MEMORY = "lower max_length in config.json, or use training_method lora; then: training_queue retry"
 
 
@@ -73,13 +75,14 @@ class Training:
         self._settings = settings = Settings.model_validate(assignment.settings)
         asked = settings.micro_batch_rows
         self._micro_batch_rows = min(assignment.micro_batch_rows or asked, asked)
-        self._start = find_start(assignment, self._workspace, self._micro_batch_rows)
+        self._start = find_start(assignment, self._workspace)
         # The stream's name: which data is trained at which step. The same lineage elsewhere has the same streams.
         at = assignment.base_step if assignment.stream_at is None else assignment.stream_at
         self._name = f"{assignment.data_sha256} at {at}"
         base = self._workspace.root / assignment.base_model
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = load_model(base, self._start.weights, settings, self._seed_for("adapter"))
+        self._arithmetic = arithmetic.used(self._model, settings)
         self._rows = TokenRows(self._workspace.root / assignment.tokens)
         self._stream = Stream(
             len(self._rows), settings.num_train_epochs, settings.update_rows, settings.seed, self._name
@@ -91,8 +94,9 @@ class Training:
         self.saver = Saver(self._workspace, assignment, settings, heartbeat)
         self.saver.start_at(self._start.first_step)
         self.saver.examined = self._start.examined
-        self.saver.inexact = self._start.inexact
-        self.saver.exactness = "statistical" if self._start.inexact else exactness
+        if before := self._start.manifest:
+            self.saver.inexact = why_inexact(before, self._micro_batch_rows, self._arithmetic)
+        self.saver.exactness = "statistical" if self.saver.inexact else exactness
         total = assignment.base_step + self._stream.total_steps
         self._log = Log(self._workspace.run(assignment.job), attempt.number, assignment.base_step, total)
         self._costs = Costs(self._workspace.monitoring_costs, assignment.job, attempt.number)
@@ -106,7 +110,7 @@ class Training:
         order, final = self._orders.pending(), self._start.final
         if final or (order and order.action == "keep"):  # all that this checkpoint lacks is its evaluation
             self._step.interrupted = None if final else order
-            self._trainer.accelerator.prepare_model(self._model, evaluation_mode=True)
+            self._trainer.accelerator.prepare_model(self._model, evaluation_mode=True)  # onto its device
             self._trainer.state.global_step = self._start.first_step
         else:
             self._heartbeat.beat(Phase.TRAIN)
@@ -201,7 +205,9 @@ class Training:
         run = self._workspace.run(self._assignment.job)
         name_run(run)
         try:
-            arguments = training_arguments(self._settings, self._stream.total_steps, str(self._attempt.root), run)
+            arguments = training_arguments(
+                self._settings, self._arithmetic, self._stream.total_steps, str(self._attempt.root), run
+            )
         except (TypeError, ValueError, ImportError) as error:
             raise BadConfig(
                 f"training_args are not accepted: {error}.", "correct training_args in config.json"
@@ -215,10 +221,12 @@ class Training:
             updates=Updates(self._rows, self._stream, rows_each, padding, left_out=left_out),
             assignment=self._assignment,
             settings=self._settings,
+            arithmetic=self._arithmetic,
             first_step=self._start.first_step,
             optimizer_state=self._start.optimizer,
             consumed=self._start.consumed,
             guard=Guard(self._start.skipped_updates, self._start.skipped_in_a_row),
+            loss_scale=LossScale(self._arithmetic.numbers, self._start.loss_scale),
             token_losses=self._token_losses,
             heartbeat=self._heartbeat,
         )
@@ -230,14 +238,27 @@ class Training:
     def _lay_out(self) -> None:
         """Pack where the model keeps packed rows apart; a resumed job keeps the layout it began with."""
         layout, why = self._start.layout, "as the job began"
-        if layout is None:
+        flash = "flash" in str(self._arithmetic.attention)
+        if flash:  # it knows no other numbers
+            arithmetic.calculate_in(self._model, self._arithmetic.numbers)
+        if layout is None or layout is (Layout.PACKED if flash else Layout.FLAT):  # another attention than before
             layout, why = choose_layout(
                 self._model, self._rows, self._settings, pad_id(self._tokenizer), self._heartbeat
             )
         self._trainer.updates.layout = layout
         with aside(self._model, self._heartbeat, Phase.LOAD):
             self._token_losses.try_out(self._model, pad(self._rows, [0], pad_id(self._tokenizer)))
-        facts = {"exactness": self.saver.exactness, "threads": torch.get_num_threads(), "layout": layout.value}
+        if not flash:
+            arithmetic.calculate_in(self._model, self._arithmetic.numbers)
+        compiled = arithmetic.compile_layers(self._model, self._settings.training_args)
+        facts = {
+            "exactness": self.saver.exactness,
+            "threads": torch.get_num_threads(),
+            "layout": layout.value,
+            **self._arithmetic.names(),
+            "compiled": compiled,
+            "weights": "four bits" if getattr(self._model, "is_loaded_in_4bit", False) else "float32",
+        }
         reasons: dict[str, Any] = {"layout_reason": why, "all_logits_because": self._token_losses.all_logits_because}
         if self._micro_batch_rows < self._settings.micro_batch_rows:
             reasons |= {"micro_batch_rows": f"{self._micro_batch_rows} of {self._settings.micro_batch_rows}"}
@@ -250,11 +271,12 @@ class Training:
             self._log.say(
                 f"── left out, since they were twice in updates that were not finite: lines {reasons['left_out']}"
             )
-        if self._start.inexact:
-            reasons |= {"inexact": self._start.inexact}
-            self._log.say(f"── goes on, but not bit for bit: {self._start.inexact}")
+        if self.saver.inexact:
+            reasons |= {"inexact": self.saver.inexact}
+            self._log.say(f"── goes on, but not bit for bit: {self.saver.inexact}")
         self._log.write("event", self._start.first_step, 0.0, event="started", **facts, **reasons)
         self._log.say(f"── rows are {layout.value}: {why}")
+        self._log.say(f"── calculated in {', '.join(f'{name} {facts[name]}' for name in CALCULATION if facts[name])}")
 
 
 def _ended_early(order: Control, assignment: Assignment) -> Result:

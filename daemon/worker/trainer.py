@@ -15,6 +15,7 @@ from daemon.core.attempts import Assignment, RateChange
 from daemon.core.config import Settings
 from daemon.core.heartbeat import Heartbeat, Phase
 from daemon.core.paths import Run
+from daemon.worker.arithmetic import COMPILING, Arithmetic, LossScale
 from daemon.worker.batches import FromStep, Updates
 from daemon.worker.evaluate import rng_states, set_rng_states
 from daemon.worker.finite import Guard, Update
@@ -35,10 +36,12 @@ class JobTrainer(Trainer):
         updates: Updates,
         assignment: Assignment,
         settings: Settings,
+        arithmetic: Arithmetic,
         first_step: int,
         optimizer_state: dict[str, Any] | None,
         consumed: bytes,
         guard: Guard,
+        loss_scale: LossScale,
         token_losses: TokenLosses,
         heartbeat: Heartbeat,
         model: PreTrainedModel,
@@ -46,7 +49,7 @@ class JobTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.language_model, self.tokenizer = model, tokenizer  # the same objects as Trainer's, with their types
-        self.updates, self.assignment, self.settings = updates, assignment, settings
+        self.updates, self.assignment, self.settings, self.arithmetic = updates, assignment, settings, arithmetic
         self.first_step, self.token_losses, self.heartbeat = first_step, token_losses, heartbeat
         self._optimizer_state = optimizer_state
         self.update_loss = torch.zeros(())  # mean loss a trained token of the running update
@@ -55,7 +58,7 @@ class JobTrainer(Trainer):
         self.example: tuple[int, torch.Tensor] | None = None  # row and loss of the update's first row
         self.grad_norm: torch.Tensor | float = 0.0
         self.consumed = bytearray(consumed)  # as consumed.bin: the lines of the rows that the weights contain
-        self.guard = guard
+        self.guard, self.loss_scale = guard, loss_scale
         self.beginning = rng_states()  # of the update that was begun last
         super().__init__(model=model, processing_class=tokenizer, train_dataset=updates, **kwargs)
         self._stretching: list[Any] = [
@@ -85,7 +88,9 @@ class JobTrainer(Trainer):
         """Forward and backward of one whole update; its mean loss a trained token. Raises OutOfMemory."""
         self.beginning = rng_states()
         try:
-            return self._learn(model, inputs)
+            while not self.loss_scale.unscale(model.parameters(), loss := self._learn(model, inputs)):
+                self.abandon_update()  # a gradient did not fit into float16
+            return loss
         except (RuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
@@ -112,7 +117,7 @@ class JobTrainer(Trainer):
             with self.compute_loss_context_manager():
                 losses = self.token_losses(model, batch)
             loss = losses.sum() / max(inputs["trained_tokens"], 1)
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss * self.loss_scale.factor)
             self.update_loss += loss.detach()
             if example is not None:
                 self.example = (example, losses[: self.updates.rows.trained_tokens(example)].detach().mean())
@@ -195,16 +200,20 @@ def rate_changes(changes: Iterable[RateChange]) -> Callable[[int], float]:
     return lambda steps: next((change.factor for change in newest_first if change.from_step <= steps), 1.0)
 
 
-def training_arguments(settings: Settings, total_steps: int, folder: str, run: Run) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, arithmetic: Arithmetic, total_steps: int, folder: str, run: Run
+) -> TrainingArguments:
     """TrainingArguments of one job: the user's own, under those that the daemon decides."""
-    cuda = torch.cuda.is_available()
     given = {
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
-        "use_cpu": not cuda,
+        "use_cpu": not torch.cuda.is_available(),
         "run_name": run.root.name,
+        # Logits are calculated only where there is a label, outside of the model's own loss.
+        "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False},
         **settings.training_args,
+        "use_liger_kernel": arithmetic.kernels == "liger",
     }
-    given.pop("lr_scheduler_kwargs", None)
+    for done_elsewhere in ("lr_scheduler_kwargs", "bf16", "fp16", *COMPILING):
+        given.pop(done_elsewhere, None)
     return TrainingArguments(
         **given,
         output_dir=folder,
