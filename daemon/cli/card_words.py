@@ -10,6 +10,14 @@ from daemon.cli.common import in_words
 from daemon.cli.words import number
 
 HISTOGRAM_CELLS = 30
+# Settings that are left to the daemon, as people say them.
+CHOSEN = {
+    "num_train_epochs": "each row {} times",
+    "effective_batch_size": "{} rows an update",
+    "per_device_train_batch_size": "{} rows at a time",
+    "logging_steps": "a line of the log every {} updates",
+    "eval_steps": "an evaluation every {}",
+}
 OPEN, CLOSE = "⟦", "⟧"  # around what is trained, where there is no colour
 
 
@@ -54,6 +62,9 @@ def summary(report: dict[str, Any]) -> list[Text]:
         lines.append(_line("tokens", f"{report['tokens']:,}, {number(trained, '.3g')} % trained{reasons}"))
         lines += _histogram(report)
         lines.append(_line("training", _costs(report)))
+    if report.get("chosen"):
+        said = ", ".join(CHOSEN.get(key, f"{key} {{}}").format(value) for key, value in report["chosen"].items())
+        lines.append(_line("chosen", f"{said}; what config.json sets is taken instead"))
     return lines
 
 

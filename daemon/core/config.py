@@ -35,6 +35,7 @@ class Settings(BaseModel):
     base_model: str  # a folder, relative to the workspace
     training_method: Literal["full", "lora", "qlora"] = "full"
     lora: Lora = Lora()  # also of qlora, upon weights of four bits
+    preset: Literal["auto"] | None = None  # auto: what is not set here and suits the number of rows; see models/presets
     max_length: Positive = 4096  # tokens a row
     enable_thinking: bool | None = None  # handed to the chat template; None = as the template does by itself
     excess_length: Literal["drop", "truncate", "reject"] = "drop"  # of longer rows: left out, cut, or counted as bad

@@ -127,6 +127,7 @@ class IntakeReport(Record):
     disk_free_bytes: int | None = None
     estimated_steps: int  # updates, all epochs
     cache_key: str | None  # names tokenizer, template and options; None where there is no cache
+    chosen: dict[str, int] = {}  # settings that are left to the daemon: what they are for this file
     reason: str | None  # why it may not be trained, in words
     remedy: str | None
     warnings: list[str] = []

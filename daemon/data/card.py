@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core import files
-from daemon.core.config import Settings
+from daemon.core.config import Settings, override
 from daemon.core.errors import DaemonError
 from daemon.core.paths import JOB_DIGESTS, Workspace
 from daemon.core.records import IntakeReport, Job, State, now
@@ -17,7 +17,7 @@ from daemon.data.judging import Verdict, share
 from daemon.data.sources import Source
 from daemon.data.survey import Counts
 from daemon.data.tokens import TokensMeta
-from daemon.models import estimate
+from daemon.models import estimate, presets
 
 TAIL_BYTES = 1 << 16  # of a run's log: the newest line with a speed is near its end
 DIGESTS_AT_A_TIME = 1 << 16
@@ -38,6 +38,8 @@ def write_report(
 ) -> IntakeReport:
     """The card, not saved yet. `settings` are the job's own."""
     percent = settings.warn_truncation_percent
+    model = workspace.root / settings.base_model
+    chosen = presets.chosen(settings, model, rows=meta.rows, longest_row=counts.longest)
     return IntakeReport(
         usable=verdict is None,
         file=job.file,
@@ -65,7 +67,8 @@ def write_report(
         warnings=warnings,
         checked_at=now(),
         seconds=seconds,
-        **_costs(workspace, settings, meta),
+        chosen=chosen,
+        **_costs(workspace, override(settings, **chosen), meta),
     )
 
 
@@ -82,19 +85,14 @@ def _costs(workspace: Workspace, settings: Settings, meta: TokensMeta) -> dict[s
         "disk_free_bytes": shutil.disk_usage(workspace.root).free,
     }
     try:
-        size = estimate.estimate(workspace.root / settings.base_model, _method(settings))
+        size = estimate.estimate(workspace.root / settings.base_model, settings.training_method)
     except (DaemonError, OSError, ValueError):
         return found  # a folder without weights is named by preflight; it says nothing of the file
-    needed = size.full_bytes if settings.training_method == "full" else size.lora_bytes
     known = size.parameters > 0
     return found | {
-        "estimated_memory_bytes": needed if known else None,
+        "estimated_memory_bytes": size.needed_bytes if known else None,
         "checkpoint_bytes": size.checkpoint_bytes if known else None,
     }
-
-
-def _method(settings: Settings) -> estimate.Method:
-    return "full" if settings.training_method == "full" else "lora"
 
 
 def last_speed(workspace: Workspace) -> float | None:

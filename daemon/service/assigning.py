@@ -15,7 +15,7 @@ from daemon.core.records import IntakeReport, State
 from daemon.data import holdout, suites, tokens
 from daemon.jobs import ledger, remedies
 from daemon.jobs.store import Found
-from daemon.models import base, checkpoints, methods
+from daemon.models import base, checkpoints, methods, presets
 from daemon.models.checkpoints import Part
 from daemon.service import progress
 
@@ -42,11 +42,16 @@ class Parent:
 
 
 def job_settings(workspace: Workspace, found: Found, settings: Settings) -> Settings:
-    """The job's frozen settings; before its first attempt those of today, with its sidecar applied."""
+    """The job's frozen settings; before its first attempt those of today, with its sidecar and what suits its rows."""
     frozen = workspace.run(found.id).config
     if frozen.is_file():
         return Settings.model_validate(yaml.safe_load(frozen.read_text()))
-    return override(settings, num_train_epochs=found.job.epochs, learning_rate=found.job.learning_rate)
+    given = override(settings, num_train_epochs=found.job.epochs, learning_rate=found.job.learning_rate)
+    report = _report(found)
+    if report is None or not report.usable:
+        return given
+    model = workspace.root / settings.base_model
+    return override(given, **presets.chosen(given, model, rows=report.rows, longest_row=report.longest_row))
 
 
 def freeze(workspace: Workspace, found: Found, settings: Settings) -> None:

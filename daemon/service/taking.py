@@ -153,7 +153,7 @@ class Taking:
 
     async def _spawn(self, settings: Settings, *job: str) -> asyncio.subprocess.Process:
         # The settings in force are handed over: config.json may be broken at this moment.
-        workspace, given = self._context.workspace, settings.model_dump_json()
+        workspace, given = self._context.workspace, settings.model_dump_json(exclude_unset=True)
         # By number: a daemon that is killed while Python starts there is not the parent any more.
         words = ("--parent", str(os.getpid()), "--settings", given, str(workspace.root), *job)
         with (workspace.logs / "intake.log").open("ab") as log:
