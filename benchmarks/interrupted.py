@@ -8,16 +8,19 @@ on, an update has two micro-batches. The folder of a seed that goes wrong is kep
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # the commands run this checkout too
 
-from tests.acceptance.bench import make_model
-from tests.acceptance.interruptions import FILES, Case, Told, compare
+from tests.acceptance.bench import make_model  # noqa: E402
+from tests.acceptance.interruptions import FILES, Case, Told, compare  # noqa: E402
 
 
 def main(seeds: range) -> int:
