@@ -8,7 +8,8 @@ import pytest
 from tests.acceptance.bench import Bench, rows
 from tests.acceptance.troubled import endings, final_seal, train, trained_times, troubled
 
-SETTINGS = {"eval_steps": 4, "max_watching_percent": 100, "generation_timeout_seconds": 1, "max_new_tokens": 2000}
+# A healthy answer takes a tenth of the time that is given, and one that never ends twice as long.
+SETTINGS = {"eval_steps": 4, "max_watching_percent": 100, "generation_timeout_seconds": 2, "max_new_tokens": 24}
 KINDS = ("hangs in Python", "never ends", "fails", "hangs in C")
 
 
@@ -58,6 +59,6 @@ def test_training_goes_on_and_ends_with_the_same_weights(
         return
     assert endings(bench) == ["done"]
     assert len(failures) == 3
-    assert all("cannot generate" in f if kind == "fails" else "not within 1 s" in f for f in failures)
+    assert all("cannot generate" in f if kind == "fails" else "not within 2 s" in f for f in failures)
     assert [e["job_step"] for e in bench.log(job, "event") if e["event"] == "generation_off"] == [15]
     assert bench.status()["generation_timeouts"] in (3, None)
