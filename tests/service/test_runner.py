@@ -25,7 +25,7 @@ import json, os, signal, subprocess, sys
 from pathlib import Path
 from daemon.core import locks
 os.setsid()
-signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked\\n"))  # a print may be under way
 child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
 lock = locks.Lock(Path(sys.argv[1]))
 lock.describe({**locks.this_process(), "attempt": "/nowhere/runs/j/attempts/1", **json.loads(sys.argv[2])})
