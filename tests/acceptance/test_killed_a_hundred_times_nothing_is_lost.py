@@ -11,7 +11,7 @@ from tests.acceptance.examination import EPOCHS, ROWS
 from tests.acceptance.toll import PHASES, TARGETS, closing, table, wrong
 from tests.acceptance.torture import torture_side_by_side
 
-KILLS, FILES = 100, 40
+KILLS, FILES = 100, 24
 
 
 @pytest.mark.timeout(3600)  # four minutes on two quiet cores
