@@ -116,9 +116,11 @@ def compare_saves(bench: Bench, saves: int) -> None:
     from transformers import TrainerCallback
 
     from daemon.core.attempts import Assignment
+    from daemon.core.config import Settings
     from daemon.core.heartbeat import Heartbeat
     from daemon.core.paths import Attempt
     from daemon.worker.callbacks import Orders
+    from daemon.worker.loading import prepare_torch
     from daemon.worker.train import Training
 
     attempt = Attempt(next((bench.root / "runs").glob("*/attempts/*")))
@@ -131,6 +133,7 @@ def compare_saves(bench: Bench, saves: int) -> None:
         attempt,
         Heartbeat(attempt.heartbeat),
         Orders(attempt),
+        prepare_torch(Settings.model_validate(settings)),
     )
     trainer, saver = training._trainer, training.saver
     ours: list[float] = []
