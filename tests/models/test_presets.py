@@ -8,16 +8,8 @@ import pytest
 from daemon.core.config import Settings, override
 from daemon.models import estimate, presets
 from daemon.models.estimate import Machine
-from daemon.worker import embedded
 
 LARGE = Machine("card", 80 * 2**30, gpu=True)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    embedded.make(folder)
-    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The embedded model and a small token cache, made once."""
+"""The embedded model, loaded, and a small token cache, made once."""
 
 from pathlib import Path
 
@@ -7,15 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from daemon.core import files
 from daemon.data.tokens import TokensWriter, packed
-from daemon.worker import embedded
 from daemon.worker.batches import TokenRows
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    embedded.make(folder)
-    return folder
 
 
 @pytest.fixture
