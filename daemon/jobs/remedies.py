@@ -48,7 +48,9 @@ def micro_batch_rows(assignment: Assignment) -> int:
 
 
 def inherited_rows(settings: Settings, accepted: Manifest | None) -> int | None:
-    """The rows a micro-batch for which memory sufficed in this lineage, while the settings ask for the same number."""
-    if accepted is None or accepted.micro_batch_asked != settings.micro_batch_rows:
+    """The rows a micro-batch for which memory sufficed in this lineage, until the settings ask for more than then."""
+    if accepted is None or accepted.micro_batch_rows is None or accepted.micro_batch_asked is None:
         return None
-    return accepted.micro_batch_rows if accepted.micro_batch_rows != accepted.micro_batch_asked else None
+    asked, sufficed = settings.micro_batch_rows, accepted.micro_batch_rows
+    # With `auto` each file asks for its own number: what was too much is so for a smaller wish as well.
+    return sufficed if sufficed < asked <= accepted.micro_batch_asked else None

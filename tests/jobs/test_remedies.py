@@ -57,9 +57,10 @@ def test_rows_are_left_out_that_ended_two_attempts() -> None:
     assert remedied(before(), Ending.KILLED, "", 0, poisoned)["left_out"] == (3, 4)
 
 
-@pytest.mark.parametrize(("asked", "found", "inherited"), [(5, 2, 2), (5, 5, None), (8, 2, None), (None, None, None)])
-def test_the_lineage_remembers_while_as_much_is_asked(
-    asked: int | None, found: int | None, inherited: int | None
-) -> None:
+@pytest.mark.parametrize(
+    ("asked", "found", "inherited"),
+    [(5, 2, 2), (8, 2, 2), (4, 2, None), (5, 5, None), (8, 8, None), (None, None, None)],
+)
+def test_the_lineage_remembers_until_more_is_asked(asked: int | None, found: int | None, inherited: int | None) -> None:
     manifest = Manifest.model_construct(micro_batch_asked=asked, micro_batch_rows=found)
     assert inherited_rows(Settings.model_validate(SETTINGS), manifest) == inherited
