@@ -59,6 +59,11 @@ def _numbers(given: dict[str, Any]) -> Numbers:
 
 
 def _attention(asked: str, numbers: Numbers) -> str | None:
+    if asked.startswith("flash") and numbers == "float32" and torch.cuda.is_available():
+        raise BadConfig(
+            f"attn_implementation {asked} calculates in bfloat16 or float16 only.",
+            "set attn_implementation to sdpa, or take bf16 and fp16 out of training_args",
+        )
     if asked != "auto":
         return asked
     if torch.cuda.is_available() and numbers != "float32" and importlib.util.find_spec("flash_attn"):

@@ -68,6 +68,12 @@ def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatc
         chosen(training_args={"use_liger_kernel": True})
 
 
+def test_flash_attention_is_refused_where_numbers_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, "flash_attn")
+    with pytest.raises(BadConfig, match="bfloat16 or float16 only"):
+        chosen(attn_implementation="flash_attention_2", training_args={"bf16": False})
+
+
 # ---- float16 ----
 
 
